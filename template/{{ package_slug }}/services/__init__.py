@@ -1,0 +1,1 @@
+"""What tasks use: one module for each system outside."""
