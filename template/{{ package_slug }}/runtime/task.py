@@ -24,6 +24,14 @@ class Task(celery.Task[..., Any]):
     retry_backoff_max = 600
     retry_jitter = True
 
+    # CELERY_TASK_TIME_LIMIT is the worker's. Celery would have publishers write theirs into each
+    # message, where it overrules the worker. A limit in the decorator still travels.
+    from_config = tuple(
+        (attribute, setting)
+        for attribute, setting in celery.Task.from_config
+        if attribute not in ("time_limit", "soft_time_limit")
+    )
+
 
 def import_tasks_from(app: celery.Celery, package: str) -> None:
     """Have every module of `package` imported when `app` starts: being there registers its tasks.

@@ -1,0 +1,142 @@
+"""What is sent runs, once the way is free, whoever dies meanwhile."""
+
+import os
+import signal
+import time
+
+import pytest
+from support.servers import wait_until
+from support.service import Service
+
+
+def test_a_task_sent_from_plain_python_runs_on_a_worker(service: Service) -> None:
+    with service.worker() as worker:
+        assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
+        assert "\nHello World!\n" in worker.text()
+
+
+def test_every_process_talks_to_the_same_broker(service: Service) -> None:
+    with service.worker() as worker:
+        worker.wait_ready()
+        answers = service.python("print(json.dumps(celery.control.ping(timeout=2)))")
+        assert [list(answer.values()) for answer in answers] == [[{"ok": "pong"}]]
+
+
+def test_a_killed_child_loses_nothing(service: Service) -> None:
+    with service.worker() as worker:
+        task = service.send("probe.work.delay(notes, 'a', 2)")
+        service.wait_for_line("start a")
+        worker.kill_child()
+        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
+        assert service.lines() == ["start a", "start a", "end a"]
+
+
+def test_a_task_that_always_kills_its_process_is_given_up(service: Service) -> None:
+    with service.worker():
+        outcome = service.result(service.send("probe.crash.delay(notes)"))
+        assert outcome["state"] == "FAILURE"
+        assert "WorkerLostError" in outcome["result"]
+        assert service.lines() == ["start"] * 3  # once, and max_retries=2
+
+
+def test_a_killed_worker_loses_nothing(service: Service) -> None:
+    """Redis waits for the visibility timeout, derived from the limits unless it is given."""
+    redis = '{"visibility_timeout": 4, "unacked_restore_interval": 1}'
+    variables = {"CELERY_TASK_TIME_LIMIT": "3"}
+    if service.project.folder.parent.name.startswith("redis"):
+        variables["CELERY_BROKER_TRANSPORT_OPTIONS"] = redis
+    first = service.worker("first", **variables)
+    task = service.send("probe.work.delay(notes, 'a', 1)")
+    service.wait_for_line("start a")
+    first.kill()
+    with service.worker("second", **variables):
+        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
+        assert service.lines() == ["start a", "start a", "end a"]
+
+
+def test_a_stopped_worker_finishes_what_it_runs(service: Service) -> None:
+    worker = service.worker()
+    task = service.send("probe.work.delay(notes, 'a', 2)")
+    service.wait_for_line("start a")
+    assert worker.stop() == 0
+    assert service.lines() == ["start a", "end a"]
+    assert service.result(task)["state"] == "SUCCESS"
+
+
+def test_sigquit_hands_back_what_does_not_fit(service: Service) -> None:
+    worker = service.worker(CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT="1")
+    task = service.send("probe.work.delay(notes, 'a', 3)")
+    service.wait_for_line("start a")
+    worker.send(signal.SIGQUIT)
+    worker.wait()
+    assert service.lines() == ["start a"]
+    with service.worker("second"):
+        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
+
+
+def test_a_busy_worker_leaves_messages_to_others(service: Service) -> None:
+    with service.worker("busy") as busy:
+        service.send("probe.work.delay(notes, 'long', 8)")
+        service.wait_for_line("start long")
+        service.send("[probe.work.delay(notes, key) for key in 'abc'][-1]")
+        with service.worker("idle"):
+            for key in "abc":
+                service.wait_for_line(f"end {key}", seconds=7)
+            assert "end long" not in service.lines()
+        os.kill(busy.pid, signal.SIGKILL)
+
+
+def test_a_task_over_its_limit_ends_as_a_failure(service: Service) -> None:
+    with service.worker(CELERY_TASK_TIME_LIMIT="2"):
+        soft = service.result(service.send("probe.work.delay(notes, 'a', 30)"))
+        assert soft["state"] == "FAILURE"
+        assert "SoftTimeLimitExceeded" in soft["result"]
+    with service.worker("hard", CELERY_TASK_TIME_LIMIT="2", CELERY_TASK_SOFT_TIME_LIMIT="none"):
+        hard = service.result(service.send("probe.work.delay(notes, 'b', 30)"))
+        assert hard["state"] == "FAILURE"
+        assert "TimeLimitExceeded" in hard["result"]
+
+
+def test_a_countdown_is_kept(service: Service) -> None:
+    """Also by a worker of one queue on a broker that has seen no other worker."""
+    with service.worker("worker", "--concurrency=1", "-Q", "default") as worker:
+        worker.wait_ready()
+        sent = time.monotonic()
+        task = service.send("probe.work.apply_async((notes, 'late'), countdown=4)")
+        service.send("probe.work.delay(notes, 'now')")
+        service.wait_for_line("end now")
+        assert service.lines()[-1] == "end now"
+        assert service.result(task)["state"] == "SUCCESS"
+        assert time.monotonic() - sent >= 4
+        assert "CRITICAL" not in worker.text().upper()
+
+
+def test_a_worker_leaves_dead_letters_alone_unless_asked(service: Service) -> None:
+    task = service.send("probe.work.apply_async((notes, 'dead'), queue='dead_letter')")
+    with service.worker():
+        assert service.result(service.send("probe.work.delay(notes, 'alive')"))["state"] == "SUCCESS"
+    assert service.lines() == ["start alive", "end alive"]
+    with service.worker("asked", "--concurrency=1", "-Q", "dead_letter"):
+        assert service.result(task)["state"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+def test_urgent_tasks_overtake_on_redis(service: Service) -> None:
+    service.send("[probe.work.delay(notes, f'normal{i}') for i in range(5)][0]")
+    service.send("probe.work.apply_async((notes, 'later'), priority=0)")
+    last = service.send("probe.work.apply_async((notes, 'urgent'), priority=9)")
+    with service.worker():
+        service.result(last)
+        service.wait_for_line("end later")
+    ended = [line for line in service.lines() if line.startswith("end")]
+    assert ended[0] == "end urgent"
+    assert ended[-1] == "end later"
+
+
+def test_a_message_in_pickle_is_refused(service: Service) -> None:
+    sent = "hello_world.apply_async(serializer='pickle')"
+    with service.worker() as worker:
+        worker.wait_ready()
+        service.python(f"from kombu.serialization import enable_insecure_serializers as e; e(); {sent}")
+        worker.wait_for("ContentDisallowed|Refusing to deserialize")
+        wait_until(lambda: "Hello World!" not in worker.text(), 1, "nothing to have run")
