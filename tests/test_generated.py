@@ -3,15 +3,15 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.project import Project, install, render
+from support.project import Project, install, render, working_tree
 from support.space import Combination, Template, covering_set, read_space
 
-REPOSITORY = Path(__file__).parents[1]
-PAIRS = covering_set(read_space(Template(REPOSITORY)), 2)
+PAIRS = covering_set(read_space(Template(working_tree())), 2)
 
 PROJECTS: dict[str, Mapping[str, object]] = {
     "defaults": {},
@@ -25,7 +25,9 @@ def make(project: Project, *arguments: str, **variables: str) -> str:
 
     Raises AssertionError with the output when it fails.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "UV_", "VIRTUAL"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "UV_", "VIRTUAL"))
+    }
     done = subprocess.run(
         ["make", *arguments],
         cwd=project.folder,
@@ -57,10 +59,8 @@ def test_a_project_needs_nothing_but_python_and_make(tmp_path: Path) -> None:
     project = render(tmp_path / "project")
     programs = tmp_path / "bin"
     programs.mkdir()
-    python = shutil.which("python3")
-    assert python
-    # Python through the virtual environment that runs these tests would lead back to its uv.
-    (programs / "python3").symlink_to(Path(python).resolve())
+    # The Python behind the virtual environment of these tests, where there is no uv.
+    (programs / "python3").symlink_to(Path(sys.base_prefix) / "bin" / "python3")
     for name in ("sh", "make", "awk", "grep", "mkdir", "git", "env", "uname", "cat", "rm", "find"):
         path = shutil.which(name)
         assert path, name
@@ -72,12 +72,16 @@ def test_a_project_needs_nothing_but_python_and_make(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("combination", PAIRS, ids=str)
-def test_the_types_are_strict_in_every_pair_of_options(
-    combination: Combination, tmp_path: Path
-) -> None:
+def test_the_types_are_strict_in_every_pair_of_options(combination: Combination, tmp_path: Path) -> None:
     project = install(render(tmp_path / "project", combination.answers))
     done = subprocess.run(
-        [project.program("mypy"), "--cache-dir", str(project.environment / "mypy"), "--python-executable", project.program("python")],
+        [
+            project.program("mypy"),
+            "--cache-dir",
+            str(project.environment / "mypy"),
+            "--python-executable",
+            project.program("python"),
+        ],
         cwd=project.folder,
         capture_output=True,
         text=True,
