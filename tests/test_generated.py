@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from support.project import Project, install, render, working_tree
 from support.space import Combination, Template, covering_set, read_space
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Queue
+
 from support.postgres import find_postgres
 from support.servers import (
     HOST,
@@ -76,11 +77,7 @@ def listening_ports(folder: Path) -> list[int]:
         for _, local, _, state, *_, inode in [line.split()[:10]]
         if state == "0A"
     }
-    open_files = [
-        str(file.readlink())
-        for pid in processes_in(folder)
-        for file in Path(f"/proc/{pid}/fd").iterdir()
-    ]
+    open_files = [str(file.readlink()) for pid in processes_in(folder) for file in Path(f"/proc/{pid}/fd").iterdir()]
     return [port for inode, port in sockets.items() if f"socket:[{inode}]" in open_files]
 
 
@@ -91,9 +88,7 @@ def redis_client(server: Any) -> redis.Redis:
     return redis.Redis.from_url(server.url, socket_timeout=2, decode_responses=True)
 
 
-def test_redis_serves_and_keeps_data_over_restart_and_kill(
-    tmp_path: Path, watch: Callable[[Any], Any]
-) -> None:
+def test_redis_serves_and_keeps_data_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_redis(tmp_path, options=KEEPING)) as server:
         redis_client(server).set("greeting", "hello")
 
@@ -113,9 +108,7 @@ def test_redis_forgets_unless_told_otherwise(tmp_path: Path, watch: Callable[[An
         assert redis_client(server).get("greeting") is None
 
 
-def test_a_paused_redis_accepts_connections_but_does_not_answer(
-    tmp_path: Path, watch: Callable[[Any], Any]
-) -> None:
+def test_a_paused_redis_accepts_connections_but_does_not_answer(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_redis(tmp_path)) as server:
         server.pause()
         with pytest.raises(redis.TimeoutError):
@@ -125,9 +118,7 @@ def test_a_paused_redis_accepts_connections_but_does_not_answer(
         server.pause()  # the end of the block must cope
 
 
-def test_redis_listens_on_the_port_that_was_asked_for(
-    tmp_path: Path, watch: Callable[[Any], Any]
-) -> None:
+def test_redis_listens_on_the_port_that_was_asked_for(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     port = free_port()
     with watch(start_redis(tmp_path, port=port)) as server:
         assert server.url == f"redis://{HOST}:{port}/0"
@@ -171,9 +162,7 @@ def consume(server: Any) -> str:
     return received[0]
 
 
-def test_rabbitmq_serves_and_keeps_messages_over_restart_and_kill(
-    tmp_path: Path, watch: Callable[[Any], Any]
-) -> None:
+def test_rabbitmq_serves_and_keeps_messages_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_rabbitmq(tmp_path)) as server:
         publish(server, "first")
         publish(server, "second")
@@ -197,9 +186,7 @@ def test_rabbitmq_serves_and_keeps_messages_over_restart_and_kill(
 def processes_that_serve(folder: Path) -> list[int]:
     """Erlang's small helpers notice a moment later that their parent is gone."""
     return [
-        pid
-        for pid in processes_in(folder)
-        if Path(f"/proc/{pid}/comm").read_text().strip() in {"beam.smp", "epmd"}
+        pid for pid in processes_in(folder) if Path(f"/proc/{pid}/comm").read_text().strip() in {"beam.smp", "epmd"}
     ]
 
 
@@ -217,15 +204,11 @@ def sql(server: Any, statement: str, timeout_seconds: float = 10) -> str:
     assert programs
     psql = [programs / "psql", server.url, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
     command = [*psql, "-c", statement]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=timeout_seconds
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_seconds)
     return done.stdout.strip()
 
 
-def test_postgres_serves_and_keeps_tables_over_restart_and_kill(
-    tmp_path: Path, watch: Callable[[Any], Any]
-) -> None:
+def test_postgres_serves_and_keeps_tables_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_postgres(tmp_path)) as server:
         sql(server, "create table kept (word text); insert into kept values ('hello')")
 

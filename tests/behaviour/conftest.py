@@ -6,6 +6,7 @@ from typing import Any
 
 import kombu
 import pytest
+
 from support.project import InstalledProject, install, render
 from support.servers import start_rabbitmq, start_redis
 from support.service import Service

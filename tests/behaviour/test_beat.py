@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.project import InstalledProject, Worker, install, render
 from support.servers import start_redis
 
@@ -28,8 +29,8 @@ def test_beat_sends_hello_world_and_a_worker_runs_it(
     ("old", "new", "says"),
     [
         (
-            '"{slug}.tasks.cleanup.cleanup_old_files"',
-            '"{slug}.tasks.cleanup.no_such_task"',
+            'f"{{TASKS}}.cleanup.cleanup_old_files"',
+            'f"{{TASKS}}.cleanup.no_such_task"',
             "beat: entry 'Clean up old files' names an unknown task, '{slug}.tasks.cleanup.no_such_task'.",
         ),
         (

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.celery import celery as command_line
+
 from support.project import InstalledProject, install, render
 
 # A text for each type of Celery's table, and what Celery must be given for it.
@@ -201,7 +202,7 @@ def test_an_empty_variable_counts_as_unset(project: InstalledProject) -> None:
 
 
 @pytest.fixture
-def own_project(project: InstalledProject, tmp_path: Path) -> InstalledProject:
+def own_project(tmp_path: Path) -> InstalledProject:
     """A project whose root a test may change."""
     return install(render(tmp_path / "project"))
 

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+
 from support.servers import wait_until
 from support.service import Service
 

@@ -1,6 +1,7 @@
 """The servers go away and come back: workers wait for them, publishers hear of it soon."""
 
 import pytest
+
 from support.service import Service
 
 

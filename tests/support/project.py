@@ -282,9 +282,7 @@ class Worker:
             ended = self.process.poll() is not None  # asked before reading, to miss no last line
             match = re.search(pattern, self.text())
             if ended and not match:
-                raise RuntimeError(
-                    f"{self.command} ended ({self.process.returncode}){self._tail()}"
-                )
+                raise RuntimeError(f"{self.command} ended ({self.process.returncode}){self._tail()}")
             return match
 
         try:

@@ -1,0 +1,508 @@
+"""What the user is asked, what is made of the answers, and what a wrong one gets back."""
+
+import contextlib
+import fcntl
+import functools
+import keyword
+import os
+import pty
+import random
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import yaml
+from copier._main import Worker
+from copier.errors import UserMessageError
+
+from support.history import (
+    ANSWERS_FILE,
+    asked_questions,
+    git,
+    read_answers,
+    read_config,
+    read_questions,
+    reasons_to_ask_for_trust,
+    release,
+    run_copier,
+)
+from support.project import REPOSITORY, render, working_tree
+
+#: The answers of a user who only ever presses Enter, as docs/options.md promises them.
+DEFAULTS = {
+    "project_name": "My Service",
+    "package_slug": "my_service",
+    "description": "Background tasks on Celery.",
+    "author_name": "",
+    "author_email": "",
+    "license": "MIT",
+    "python_version": "3.11",
+    "broker": "redis",
+    "include_periodic_tasks": True,
+    "ci": "github",
+}
+
+
+def resolve(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What Copier takes the answers to be, the default and derived ones included, without a render.
+
+    Raises UserMessageError when one is refused.
+    """
+    with Worker(src_path=str(working_tree()), data=dict(answers), defaults=True, quiet=True) as worker:
+        worker._ask()
+        return dict(worker.answers.combined)
+
+
+@functools.cache
+def reserved_names() -> frozenset[str]:
+    with Worker(src_path=str(working_tree())) as worker:
+        names = worker.jinja_env.get_template("includes/reserved.jinja").module.reserved  # type: ignore[attr-defined]
+    return frozenset(names)
+
+
+# --- defaults -----------------------------------------------------------------------------------------------------
+
+
+def test_untouched_questions_give_the_documented_answers_and_store_nothing_else(tmp_path: Path) -> None:
+    done = run_copier("copy", "--defaults", release(), "project", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = yaml.safe_load((tmp_path / "project" / ANSWERS_FILE).read_text(encoding="utf-8"))
+    assert {"_commit": stored.pop("_commit"), "_src_path": stored.pop("_src_path")} == {
+        "_commit": git(release(), "describe", "--tags"),
+        "_src_path": str(release()),
+    }
+    assert stored == DEFAULTS
+
+
+def test_every_question_that_is_asked_has_a_documented_default() -> None:
+    hidden = {name for name, about in read_questions().items() if about.get("when") is False}
+    assert not hidden & DEFAULTS.keys()
+    assert read_questions().keys() - hidden >= DEFAULTS.keys()
+
+
+def test_every_question_has_a_default_and_every_asked_one_an_explanation() -> None:
+    assert [name for name, about in read_questions().items() if "default" not in about] == []
+    assert [name for name, about in asked_questions().items() if not about.get("help")] == []
+
+
+# --- the name of the package --------------------------------------------------------------------------------------
+
+SLUGS = {
+    "My Service": "my_service",
+    "  Payments  ": "payments",
+    "ORDERS": "orders",
+    "e-mail & SMS (v2)": "e_mail_sms_v2",
+    "2nd Try": "nd_try",
+    "123": "my_service",
+    "日本語": "my_service",
+    "Привет": "my_service",
+    "🚀": "my_service",
+    "🚀 Rocket 🚀": "rocket",
+    "Crème Brûlée": "cr_me_br_l_e",
+    "İstanbul": "i_stanbul",
+    "...": "my_service",
+    "__init__": "init",
+    "-_-x-_-": "x",
+    "class": "class_service",
+    "Match": "match_service",
+    "None": "none_service",
+    "email": "email_service",
+    "Celery": "celery_service",
+    "Tests": "tests_service",
+    "a": "a",
+    "line\nbreak\tand tab": "line_break_and_tab",
+    "{{ 7*7 }}": "my_service",
+    "a" * 200: "a" * 32,
+    "a" * 31 + " b": "a" * 31,
+    "x" * 10_000 + " email": "x" * 32,
+}
+
+
+@pytest.mark.parametrize(("name", "slug"), [*SLUGS.items()], ids=lambda text: repr(text)[:30])
+def test_the_package_is_named_after_the_project(name: str, slug: str) -> None:
+    assert resolve({"project_name": name})["package_slug"] == slug
+
+
+def assert_usable(slug: str) -> None:
+    """By Python's own rules, not by those of the validator."""
+    assert slug.isidentifier()
+    assert slug.isascii()
+    assert slug == slug.lower()
+    assert not keyword.iskeyword(slug)
+    assert not keyword.issoftkeyword(slug)
+    assert slug not in sys.stdlib_module_names
+    assert len(slug) <= 40
+    assert not slug.endswith("_")
+
+
+def test_whatever_the_project_is_called_the_derived_name_is_usable() -> None:
+    """Also by its own validator: `resolve` raises for a default that it refuses."""
+    alphabet = "aZ09_- .'\"\\/{}%#:éß漢😀\u202e\n\t"
+    chance = random.Random(20261121)
+    words = [*sorted(reserved_names()), *keyword.kwlist, "_", "9", *alphabet]
+    for _ in range(150):
+        name = "".join(chance.choice(words) for _ in range(chance.randint(1, 12)))
+        if name.strip():
+            assert_usable(resolve({"project_name": name})["package_slug"])
+
+
+@pytest.mark.parametrize("slug", ["a", "x9", "a" * 40, "my_service", "a__b"])
+def test_a_usable_name_is_taken_as_it_is(slug: str) -> None:
+    assert resolve({"package_slug": slug})["package_slug"] == slug
+
+
+# --- reserved names -----------------------------------------------------------------------------------------------
+
+
+def test_the_modules_and_keywords_of_this_python_are_reserved() -> None:
+    modules = {name for name in sys.stdlib_module_names if re.fullmatch(r"[a-z][a-z0-9_]*", name)}
+    words = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist] if word != "_"}
+    assert modules | words <= reserved_names()
+
+
+def test_what_the_dependencies_of_a_project_provide_is_reserved(tmp_path: Path) -> None:
+    for number, answers in enumerate([{}, {"broker": "rabbitmq"}]):
+        folder = render(tmp_path / str(number), answers).folder
+        settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        needed = settings["project"]["dependencies"] + settings["dependency-groups"]["dev"]
+        names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in needed}
+        assert len(names) > 5
+        assert {name for name in names if not import_names(name) <= reserved_names()} == set()
+
+
+#: What the dependencies that have no module of their own name provide. An empty set can't be in the way.
+IMPORT_NAMES = {"celery-types": set[str](), "pre-commit": {"pre_commit"}}
+
+
+def import_names(distribution: str) -> set[str]:
+    return IMPORT_NAMES.get(distribution, {distribution.lower().replace("-", "_")})
+
+
+def test_the_folders_of_a_project_are_reserved() -> None:
+    names = {"tests", "test", "docs", "src", "deploy", "migrations", "conftest", "celeryconfig"}
+    assert names <= reserved_names()
+
+
+def test_the_folders_that_are_rendered_beside_the_package_are_reserved(tmp_path: Path) -> None:
+    project = render(tmp_path / "project")
+    folders = {path.name for path in project.folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert folders - {project.slug}
+    assert folders - {project.slug} <= reserved_names()
+
+
+# --- wrong answers ------------------------------------------------------------------------------------------------
+
+EMPTY_NAME = "project_name must not be empty: a name for people, such as My Service"
+BAD_SLUG = (
+    "package_slug must be at most 40 lower-case letters, digits and underscores, a letter first, such as my_service"
+)
+BAD_EMAIL = "author_email must be empty or an address with one @ and no spaces, such as ada@example.com"
+
+LICENSES = ["MIT", "Apache-2.0", "BSD-3-Clause", "GPL-3.0-or-later", "Proprietary"]
+
+
+def taken(slug: str) -> str:
+    return (
+        f"package_slug must not be {slug}: Python, a library or this template already uses that name; "
+        f"try {slug}_service"
+    )
+
+
+def refused(question: str, message: str) -> str:
+    """What Copier makes of our sentence: see `bad_answer` in copier.yml."""
+    assert message.startswith(question)
+    return f"'None' has no attribute {message!r}"
+
+
+def not_among(question: str, *choices: str) -> str:
+    return refused(question, f"{question} must be one of {', '.join(choices)}")
+
+
+WRONG = [
+    *[("project_name", name, refused("project_name", EMPTY_NAME)) for name in ("", "   ", "\t\n")],
+    *[("package_slug", name, refused("package_slug", taken(name))) for name in ("class", "match", "none", "true")],
+    *[("package_slug", name, refused("package_slug", taken(name))) for name in ("email", "celery", "redis", "tests")],
+    *[
+        ("package_slug", name, refused("package_slug", BAD_SLUG))
+        for name in ("", "MyService", "my-service", "1st", "_x", "my_service_", "mein_büro", "a.b", "x y", "x\n")
+    ],
+    ("package_slug", "a" * 41, refused("package_slug", BAD_SLUG)),
+    *[
+        ("author_email", address, refused("author_email", BAD_EMAIL))
+        for address in ("ada", "ada@", "@example.com", "ada lovelace@example.com", "a@b@c", " ", "ada@example.com\n")
+    ],
+    ("license", "WTFPL", not_among("license", *LICENSES)),
+    ("python_version", "3.10", not_among("python_version", "3.11", "3.12", "3.13", "3.14")),
+    ("broker", "kafka", not_among("broker", "redis", "rabbitmq")),
+    ("ci", "jenkins", not_among("ci", "github", "gitlab", "none")),
+    ("include_periodic_tasks", "maybe", refused("include_periodic_tasks", "include_periodic_tasks must be yes or no")),
+]
+
+
+def ids_of(cases: list[tuple[str, str, str]]) -> list[str]:
+    return [f"{question}={answer[:20]!r}" for question, answer, _ in cases]
+
+
+@pytest.mark.parametrize(("question", "answer", "message"), WRONG, ids=ids_of(WRONG))
+def test_a_wrong_answer_is_refused_in_one_line(question: str, answer: str, message: str) -> None:
+    with pytest.raises(UserMessageError, match=re.escape(message)) as refusal:
+        resolve({question: answer})
+    assert str(refusal.value) == message
+
+
+#: One for each way in which Copier comes to refuse an answer: the others differ in the message only.
+ON_THE_COMMAND_LINE = [
+    next(case for case in WRONG if case[:2] == chosen)
+    for chosen in [
+        ("project_name", ""),
+        ("package_slug", "class"),
+        ("package_slug", "MyService"),
+        ("author_email", "ada"),
+        ("license", "WTFPL"),
+        ("python_version", "3.10"),
+        ("broker", "kafka"),
+        ("include_periodic_tasks", "maybe"),
+    ]
+]
+
+
+def copy_with(question: str, answer: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_copier("copy", "--defaults", f"--data={question}={answer}", release(), "project", cwd=folder)
+
+
+@pytest.mark.parametrize(("question", "answer", "message"), ON_THE_COMMAND_LINE, ids=ids_of(ON_THE_COMMAND_LINE))
+def test_a_wrong_answer_on_the_command_line_ends_with_the_message_and_writes_nothing(
+    question: str, answer: str, message: str, tmp_path: Path
+) -> None:
+    done = copy_with(question, answer, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"{message}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_answer_that_can_be_wrong_is_checked_before_copier_checks_it() -> None:
+    """The list in `bad_answer` repeats what the questions say; nothing may be missing there."""
+    config = yaml.safe_load((REPOSITORY / "copier.yml").read_text(encoding="utf-8"))
+    questions = {name: body for name, body in config.items() if not name.startswith("_")}
+    checked = {
+        name
+        for name, body in questions.items()
+        if body.get("when") is not False and ("validator" in body or "choices" in body or body["type"] == "bool")
+    }
+    assert checked == {question for question, _, _ in WRONG}
+
+
+class Terminal:
+    """A terminal in which a command runs and somebody types."""
+
+    def __init__(self, *command: str | Path, cwd: Path) -> None:
+        self.fd, follower = pty.openpty()
+        # Wide enough for every message to stay on one line.
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 240, 0, 0))
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+        )
+        os.close(follower)
+        self.shown = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+        os.close(self.fd)
+
+    def type(self, keys: str) -> None:
+        """Press keys. What is expected next must be shown after this."""
+        self.shown = ""
+        os.write(self.fd, keys.encode())
+
+    def expect(self, text: str, seconds: float = 20) -> str:
+        """Wait until the text is there, and give all that has been shown since something was typed."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            left = deadline - time.monotonic()
+            assert left > 0, f"waited {seconds} s in vain for {text!r} in:\n{self.shown}"
+            if select.select([self.fd], [], [], left)[0]:
+                self.shown += self._read()
+        return self.shown
+
+    def end(self, seconds: float = 20) -> int:
+        """Wait until the command has ended, and give its exit status."""
+        return self.process.wait(seconds)
+
+    def _read(self) -> str:
+        try:
+            data = os.read(self.fd, 65536).decode(errors="replace")
+        except OSError as error:  # how Linux says that the other side is closed
+            raise AssertionError(f"the command ended after:\n{self.shown}") from error
+        return re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|[=>])", "", data)
+
+
+CLEAR_LINE = "\x15"
+
+
+@pytest.fixture
+def questionnaire(tmp_path: Path) -> Iterator[Terminal]:
+    command = [sys.executable, "-m", "copier", "copy", str(release()), "project"]
+    with Terminal(*command, cwd=tmp_path) as terminal:
+        yield terminal
+
+
+# The terminal gets only what changes on the screen, so each message is looked for where nothing like it stood before.
+
+
+def test_the_prompt_shows_why_a_name_is_refused_and_writes_nothing(questionnaire: Terminal, tmp_path: Path) -> None:
+    questionnaire.expect("Name of the service")
+    questionnaire.type(f"{CLEAR_LINE}\r")
+    questionnaire.expect(EMPTY_NAME)
+    questionnaire.type("\x03")
+    assert "Traceback" not in questionnaire.expect("Execution stopped by user")
+    assert questionnaire.end() == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_prompt_offers_a_usable_name_and_asks_again_for_a_taken_one(questionnaire: Terminal) -> None:
+    questionnaire.expect("Name of the service")
+    questionnaire.type(f"{CLEAR_LINE}Email\r")
+    questionnaire.expect("Name of the Python package")
+    questionnaire.expect("email_service")
+    questionnaire.type(f"{CLEAR_LINE}email\r")
+    questionnaire.expect(taken("email"))
+    questionnaire.type(f"{CLEAR_LINE}e_mail\r")
+    assert "Traceback" not in questionnaire.expect("What the service does")
+
+
+# --- trust --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "git+file://{}"], ids=["path", "file", "git+file"])
+def test_copying_needs_no_trust(form: str, tmp_path: Path) -> None:
+    # Copier takes a file: URL for a repository by its .git suffix only.
+    source = tmp_path / "template.git"
+    git(tmp_path, "clone", "-q", release(), source)
+    done = run_copier("copy", "--defaults", form.format(source), "project", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "project" / "pyproject.toml").exists()
+
+
+def test_nothing_in_the_template_makes_copier_ask_for_trust() -> None:
+    assert reasons_to_ask_for_trust(read_config()) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_tasks": []},
+        {"_jinja_extensions": ["jinja2.ext.do"]},
+        {"_migrations": ["touch x"]},
+        {"_migrations": [{"version": "v1.0.0", "command": "true"}, {"command": "true", "when": False}]},
+    ],
+)
+def test_the_policy_finds_what_makes_copier_ask_for_trust(config: dict[str, Any]) -> None:
+    assert len(reasons_to_ask_for_trust(config)) == 1
+
+
+def test_the_policy_allows_versioned_migrations() -> None:
+    assert reasons_to_ask_for_trust({"_migrations": [{"version": "v1.0.0", "command": "true"}]}) == []
+
+
+# --- after the copy -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beat", [True, False])
+def test_the_message_after_the_copy_names_the_next_commands(beat: bool, tmp_path: Path) -> None:
+    answers = ["--data=project_name= Order  desk ", f"--data=include_periodic_tasks={beat}"]
+    done = run_copier("copy", "--defaults", *answers, release(), "order desk/service", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("cd "))
+    # What stands there works in a shell, in which the folder has a space.
+    entered = subprocess.run(
+        ["sh", "-c", f"{lines[start]} && pwd"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert entered.stdout.strip() == str(tmp_path / "order desk/service")
+    dev, test = lines[start + 1 : start + 3]
+    assert re.fullmatch(r"make dev +# worker( and beat)?, .*", dev)
+    assert (" and beat" in dev) == beat
+    assert test == "make test"
+    makefile = (tmp_path / "order desk/service/Makefile").read_text(encoding="utf-8")
+    assert {"dev", "test"} <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+# --- Copier's version ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_lowest_copier() -> list[str]:
+    """How to run the lowest version of Copier that copier.yml names."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    assert uv, "uv is needed to run another version of Copier"
+    version = read_config()["_min_copier_version"]
+    return [uv, "run", "-q", "--isolated", "--no-project", "--python", sys.executable, "--with", f"copier=={version}"]
+
+
+def test_the_lowest_version_of_copier_renders_the_same(with_lowest_copier: list[str], tmp_path: Path) -> None:
+    command = ["copier", "copy", "--defaults", "--data=project_name=Über 9", str(release()), "lowest"]
+    lowest = subprocess.run(
+        [*with_lowest_copier, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert lowest.returncode == 0, lowest.stderr[-1000:]
+    newest = run_copier("copy", "--defaults", "--data=project_name=Über 9", release(), "newest", cwd=tmp_path)
+    assert newest.returncode == 0, newest.stderr
+    assert read_files(tmp_path / "lowest") == read_files(tmp_path / "newest")
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- examples -----------------------------------------------------------------------------------------------------
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yml"))
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in EXAMPLES} >= {"minimal", "rabbitmq", "full"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_renders_and_answers_only_what_is_asked(example: Path, tmp_path: Path) -> None:
+    answers = yaml.safe_load(example.read_text(encoding="utf-8"))
+    assert answers.keys() <= asked_questions().keys()
+    done = run_copier("copy", "--data-file", example, "--defaults", release(), "project", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # An answer to a question that isn't asked would be missing here.
+    assert answers.items() <= read_answers(tmp_path / "project").items()
+
+
+def test_the_full_example_has_every_option_on() -> None:
+    full = yaml.safe_load((REPOSITORY / "examples/full.yml").read_text(encoding="utf-8"))
+    options = {name: about for name, about in asked_questions().items() if about["type"] == "bool"}
+    assert options
+    assert {name for name in options if full.get(name) is not True} == set()
+    several = {name for name, about in asked_questions().items() if about.get("multiselect")}
+    assert {name for name in several if not full.get(name)} == set()
+
+
+def test_the_minimal_example_has_every_option_off() -> None:
+    minimal = {**DEFAULTS, **yaml.safe_load((REPOSITORY / "examples/minimal.yml").read_text(encoding="utf-8"))}
+    assert {name for name, about in asked_questions().items() if about["type"] == "bool" and minimal.get(name)} == set()
