@@ -64,6 +64,7 @@ def service(
 
 
 def _delete_queues(url: str) -> None:
-    with kombu.Connection(url) as connection, connection.channel() as channel:
+    with kombu.Connection(url) as connection:
+        channel: Any = connection.channel()
         for queue in QUEUES:
             channel.queue_delete(queue)

@@ -12,6 +12,8 @@ from celery.bin.celery import celery as command_line
 
 from support.project import InstalledProject, install, render
 
+OPTIONS = dict(flatten(NAMESPACES))
+
 # A text for each type of Celery's table, and what Celery must be given for it.
 SAMPLES: dict[str, list[tuple[str, object]]] = {
     "string": [("text", "text"), ("with spaces, and = # \" ' \\", "with spaces, and = # \" ' \\")],
@@ -53,7 +55,7 @@ def cases() -> list[tuple[str, str, object]]:
     """Every setting that text can express, with every sample of its type."""
     return [
         (name, text, value)
-        for name, option in flatten(NAMESPACES)
+        for name, option in OPTIONS.items()
         if name not in NOT_AS_TEXT
         for text, value in SPECIAL.get(name) or SAMPLES[option.type]
     ]
@@ -173,7 +175,7 @@ def test_what_celery_and_its_commands_read_stays_allowed(project: InstalledProje
     options = [f"CELERY_{option.name}" for option in command_line.params]
     for name, command in command_line.commands.items():
         options += [f"CELERY_{name}_{option.name}" for option in command.params]
-    settings = {f"CELERY_{name.upper()}" for name, _ in flatten(NAMESPACES)}
+    settings = {f"CELERY_{name.upper()}" for name in OPTIONS}
     refused = {"CELERY_BROKER", "CELERY_BEAT_SCHEDULE"}
     by_celery = ["CELERY_LOG_LEVEL", "CELERY_LOG_FILE", "CELERY_LOG_REDIRECT", "CELERY_LOADER"]
     allowed = {name.upper() for name in options + by_celery} - settings - refused
