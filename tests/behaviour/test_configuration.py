@@ -131,6 +131,9 @@ def test_the_app_uses_what_the_environment_says(project: InstalledProject) -> No
         ({"CELERY_RESULT_EXPIRES": "nan"}, "must be a number, or none"),
         ({"CELERY_TASK_SOFT_TIME_LIMIT": "600"}, "must be below CELERY_TASK_TIME_LIMIT"),
         ({"CELERY_TASK_TIME_LIMIT": "none"}, '"visibility_timeout"'),
+        ({"CELERY_BROKER_URL": "sentinel://a:1"}, 'must hold a "master_name"'),
+        ({"CELERY_CONFIG_MODULE": "missing"}, "CELERY_CONFIG_MODULE is 'missing'"),
+        ({"CELERY_FROBNICATE": "1"}, "docs/dev/celery.md lists them all."),
         (
             {"CELERY_BROKER_TRANSPORT_OPTIONS": '{"visibility_timeout": 60}'},
             "must be above CELERY_TASK_TIME_LIMIT",

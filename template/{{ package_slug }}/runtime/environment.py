@@ -123,7 +123,7 @@ def variable_of(setting: str) -> str:
 
 def nearest(name: str, candidates: list[str]) -> str:
     """Return the end of an error message: the most similar candidate, or where they are listed."""
-    match = difflib.get_close_matches(name, candidates, n=1)
+    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
     return f"; did you mean {match[0]}?" if match else "; docs/dev/celery.md lists them all."
 
 

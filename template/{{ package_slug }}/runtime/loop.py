@@ -1,0 +1,167 @@
+"""Owned by the template: `copier update` changes this file.
+
+One event loop for each thread that executes tasks, kept from task to task: engines, pools and
+clients that are opened in one task serve the next. A loop for each task, as `asyncio.run` makes it,
+would open them anew every time; a loop in a thread of its own would hide `self.request` from tasks.
+"""
+
+import asyncio
+import atexit
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import worker_process_shutdown, worker_shutdown
+
+T = TypeVar("T")
+
+_thread = threading.local()
+_loops: set[asyncio.AbstractEventLoop] = set()
+
+
+def run(coroutine: Coroutine[Any, Any, T], soft_time_limit: float | None = None) -> T:
+    """Run a coroutine on the loop of this thread, and leave no trace of it there.
+
+    Args:
+        coroutine: What to run.
+        soft_time_limit: Seconds after which it is cancelled, where the pool can't say so by signal.
+
+    Raises:
+        SoftTimeLimitExceeded: The soft time limit has passed: the coroutine was cancelled, and its
+            `finally` blocks ran.
+        RuntimeError: This thread has a running loop already, or the coroutine was cancelled.
+    """
+    loop = _loop_of_this_thread(coroutine)
+    task = loop.create_task(coroutine)
+    try:
+        with _cancelled_by_soft_limit(loop, task, soft_time_limit) as exceeded:
+            return loop.run_until_complete(task)
+    except asyncio.CancelledError as error:
+        if exceeded:
+            raise SoftTimeLimitExceeded from None
+        # A CancelledError is no Exception: it would end the process instead of the task.
+        raise RuntimeError("the coroutine was cancelled") from error
+    finally:
+        _cancel_all(loop)
+
+
+class PerLoop(Generic[T]):
+    """Something that belongs to an event loop, such as a connection pool: one for each loop.
+
+    `manage` is an async generator function that opens it, yields it once, and closes it. It must
+    not await anything before it yields: two tasks may ask at the same time. It closes when the loop
+    does, whoever made the loop: `asyncio.run` as well as `run` here.
+    """
+
+    def __init__(self, manage: Callable[[], AsyncGenerator[T, None]]) -> None:
+        self._manage = manage
+        self._opened: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[AsyncGenerator[T, None], T]
+        ] = WeakKeyDictionary()
+
+    async def get(self) -> T:
+        """Return the one that belongs to the running loop; open it first if need be."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._opened:
+            # A loop that is closed in order ends the generators that are suspended in it:
+            # https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.shutdown_asyncgens
+            generator = self._manage()
+            self._opened[loop] = generator, await anext(generator)
+        return self._opened[loop][1]
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def close_loops(**kwargs: object) -> None:
+    """Close the loops of this process and what belongs to them. Not called when a process dies."""
+    while _loops:
+        loop = _loops.pop()
+        if not loop.is_running():
+            _cancel_all(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+
+# For publishers and tests. The processes of a worker end without it.
+atexit.register(close_loops)
+
+
+def _forget_loops() -> None:
+    # What was opened before a fork belongs to the parent.
+    global _thread, _loops
+    _thread = threading.local()
+    _loops = set()
+
+
+os.register_at_fork(after_in_child=_forget_loops)
+
+
+def _loop_of_this_thread(coroutine: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        coroutine.close()
+        raise RuntimeError(
+            "an async task was called where an event loop runs; "
+            "await its .call_async(…) there, or send it with .delay(…)"
+        )
+    loop: asyncio.AbstractEventLoop | None = getattr(_thread, "loop", None)
+    if loop is None or loop.is_closed():
+        loop = _thread.loop = asyncio.new_event_loop()
+        _loops.add(loop)
+    return loop
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs, and wait until it has ended: the next task must not meet it."""
+    while tasks := asyncio.all_tasks(loop):
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(tasks))
+
+
+@contextmanager
+def _cancelled_by_soft_limit(
+    loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float | None
+) -> Iterator[list[bool]]:
+    """Cancel `task` at its soft time limit; the yielded list is then no longer empty."""
+    exceeded: list[bool] = []
+
+    def cancel(signum: int = 0, frame: FrameType | None = None) -> None:
+        exceeded.append(True)
+        if asyncio.current_task(loop) is task:
+            # It computes or blocks. An exception between two steps would break the loop itself.
+            raise asyncio.CancelledError
+        loop.call_soon_threadsafe(task.cancel)
+
+    if _has_signal():
+        before = signal.signal(signal.SIGUSR1, cancel)
+        try:
+            yield exceeded
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    elif seconds is not None:
+        timer = loop.call_later(seconds, cancel)
+        try:
+            yield exceeded
+        finally:
+            timer.cancel()
+    else:
+        yield exceeded
+
+
+def _has_signal() -> bool:
+    """Tell whether this is a process of the prefork pool, which hears of soft limits by SIGUSR1."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGUSR1)
+    return getattr(handler, "__name__", "") == "soft_timeout_sighandler"
