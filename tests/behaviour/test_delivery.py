@@ -3,10 +3,13 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from support.servers import wait_until
+from support.project import InstalledProject
+from support.servers import start_rabbitmq, start_redis, wait_until
 from support.service import Service
 
 
@@ -99,8 +102,7 @@ def test_a_task_over_its_limit_ends_as_a_failure(service: Service) -> None:
 
 
 def test_a_countdown_is_kept(service: Service) -> None:
-    """Also by a worker of one queue on a broker that has seen no other worker."""
-    with service.worker("worker", "--concurrency=1", "-Q", "default") as worker:
+    with service.worker() as worker:
         worker.wait_ready()
         sent = time.monotonic()
         task = service.send("probe.work.apply_async((notes, 'late'), countdown=4)")
@@ -109,7 +111,20 @@ def test_a_countdown_is_kept(service: Service) -> None:
         assert service.lines()[-1] == "end now"
         assert service.result(task)["state"] == "SUCCESS"
         assert time.monotonic() - sent >= 4
-        assert "CRITICAL" not in worker.text().upper()
+
+
+def test_delays_work_on_a_broker_that_has_seen_no_worker(
+    projects: Callable[[str], InstalledProject], tmp_path: Path
+) -> None:
+    """And where the first one consumes a single queue."""
+    with start_redis(tmp_path) as redis, start_rabbitmq(tmp_path / "rabbitmq") as rabbitmq:
+        variables = {"CELERY_BROKER_URL": rabbitmq.url, "CELERY_RESULT_BACKEND": redis.url}
+        service = Service(projects("rabbitmq"), tmp_path, rabbitmq, redis, variables)
+        with service.worker("worker", "--concurrency=1", "-Q", "default") as worker:
+            worker.wait_ready()
+            task = service.send("probe.work.apply_async((notes, 'late'), countdown=2)")
+            assert service.result(task)["state"] == "SUCCESS"
+            assert "delayed_delivery" not in worker.text()
 
 
 def test_a_worker_leaves_dead_letters_alone_unless_asked(service: Service) -> None:
