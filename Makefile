@@ -19,6 +19,10 @@ demo: $(NEEDS_UV) ## Scaffold a project into a temporary folder, run a task on i
 test: lint ## Run all tests: make test ARGS='tests/test_render.py'
 	$(UV) run pytest -n 3 --dist loadfile $(ARGS)
 
+.PHONY: bench
+bench: $(NEEDS_UV) ## Measure speed and memory: make bench ARGS='--seconds 5', ARGS=--write for docs/benchmarks.md
+	$(UV) run python -m benchmarks $(ARGS)
+
 .PHONY: lint
 lint: $(NEEDS_UV) ## Check the style and the types of the tests and scripts
 	$(UV) run ruff check

@@ -17,6 +17,8 @@ PAIRS = covering_set(read_space(Template(working_tree())), 2)
 PROJECTS: dict[str, Mapping[str, object]] = {
     "defaults": {},
     "rabbitmq": {"broker": "rabbitmq", "ci": "gitlab"},
+    "database": {"include_sqlalchemy": True},
+    "cache": {"include_aiocache": True},
     "without periodic tasks": {"include_periodic_tasks": False, "ci": "none"},
 }
 
@@ -89,6 +91,16 @@ def test_the_types_are_strict_in_every_pair_of_options(combination: Combination,
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_the_style_does_not_depend_on_the_lowest_python(version: str, tmp_path: Path) -> None:
+    options = {"include_sqlalchemy": True, "include_aiocache": True}
+    project = render(tmp_path / "project", {"python_version": version} | options)
+    for command in (["check"], ["format", "--check"]):
+        ruff = [str(Path(sys.executable).with_name("ruff")), *command, "--no-cache"]
+        done = subprocess.run(ruff, cwd=project.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_help_lists_every_target(tmp_path: Path) -> None:

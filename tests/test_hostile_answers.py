@@ -218,9 +218,10 @@ def test_blank_answers_leave_no_traces(empty: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slug", ["a", "z", "a" * 40, "z" * 40], ids=["a", "z", "a x 40", "z x 40"])
-@pytest.mark.parametrize(("broker", "beat"), [*itertools.product(["redis", "rabbitmq"], [True, False])])
+@pytest.mark.parametrize(("broker", "others"), [*itertools.product(["redis", "rabbitmq"], [True, False])])
 def test_code_is_clean_for_the_shortest_and_the_longest_name(
-    slug: str, broker: str, beat: bool, tmp_path: Path
+    slug: str, broker: str, others: bool, tmp_path: Path
 ) -> None:
-    answers = {"package_slug": slug, "broker": broker, "include_periodic_tasks": beat}
+    options = ("include_sqlalchemy", "include_aiocache", "include_periodic_tasks")
+    answers = {"package_slug": slug, "broker": broker} | dict.fromkeys(options, others)
     assert_ruff_is_content(render(tmp_path / "project", answers))

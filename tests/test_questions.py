@@ -48,6 +48,8 @@ DEFAULTS = {
     "license": "MIT",
     "python_version": "3.11",
     "broker": "redis",
+    "include_sqlalchemy": False,
+    "include_aiocache": False,
     "include_periodic_tasks": True,
     "ci": "github",
 }
@@ -245,6 +247,8 @@ WRONG = [
     ("python_version", "3.10", not_among("python_version", "3.11", "3.12", "3.13", "3.14")),
     ("broker", "kafka", not_among("broker", "redis", "rabbitmq")),
     ("ci", "jenkins", not_among("ci", "github", "gitlab", "none")),
+    ("include_sqlalchemy", "maybe", refused("include_sqlalchemy", "include_sqlalchemy must be yes or no")),
+    ("include_aiocache", "maybe", refused("include_aiocache", "include_aiocache must be yes or no")),
     ("include_periodic_tasks", "maybe", refused("include_periodic_tasks", "include_periodic_tasks must be yes or no")),
 ]
 

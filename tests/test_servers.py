@@ -11,10 +11,10 @@ import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Queue
 
-from support.postgres import find_postgres
 from support.servers import (
     HOST,
     Server,
+    find_postgres,
     find_rabbitmq,
     find_redis,
     free_port,
@@ -32,7 +32,7 @@ KEEPING = ("--appendonly", "yes", "--appendfsync", "always")
 
 @pytest.fixture(autouse=True)
 def no_servers_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TEST_REDIS_URL", "TEST_RABBITMQ_URL"):
+    for name in ("TEST_REDIS_URL", "TEST_RABBITMQ_URL", "TEST_POSTGRESQL_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -202,7 +202,7 @@ def test_rabbitmq_says_why_it_cannot_start(tmp_path: Path) -> None:
 def sql(server: Any, statement: str, timeout_seconds: float = 10) -> str:
     programs = find_postgres()
     assert programs
-    psql = [programs / "psql", server.url, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
+    psql = [f"{programs}/psql", server.url, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
     command = [*psql, "-c", statement]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_seconds)
     return done.stdout.strip()
@@ -257,8 +257,10 @@ def test_servers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) 
     assert find_redis() is None
     monkeypatch.setenv("TEST_REDIS_URL", "redis://elsewhere/0")
     monkeypatch.setenv("TEST_RABBITMQ_URL", "amqp://elsewhere//")
+    monkeypatch.setenv("TEST_POSTGRESQL_URL", "postgresql://elsewhere/db")
     assert find_redis() == "redis://elsewhere/0"
     assert find_rabbitmq() == "amqp://elsewhere//"
+    assert find_postgres() == "postgresql://elsewhere/db"
 
 
 @pytest.mark.parametrize("action", ["restart", "kill", "pause", "resume"])

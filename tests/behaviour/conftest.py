@@ -28,7 +28,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Instal
             # "Dropping a module into `tasks/` registers its tasks": all of these tests rely on it.
             tasks = project.folder / project.slug / "tasks" / "probe.py"
             tasks.write_text(PROBE.read_text())
-            made[broker] = install(project)
+            made[broker] = install(project, complete=True)
         return made[broker]
 
     return get

@@ -3,6 +3,8 @@
 Each writes what it does to a file, one line a step, so that a test sees what ran however it ended.
 """
 
+import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -26,8 +28,42 @@ def work(path: str, key: str, seconds: float = 0) -> str:
     return key
 
 
-@current_app.task(name="probe.crash", default_retry_delay=0, max_retries=2)
+@current_app.task(name="probe.crash")
 def crash(path: str) -> None:
     """Die as the kernel kills a process that takes too much memory."""
     note(path, "start")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@current_app.task(name="probe.interrupted", max_retries=0)
+def interrupted(path: str, key: str, seconds: float) -> str:
+    """Take long the first time, and none when somebody has begun it before."""
+    if f"start {key}" in Path(path).read_text().splitlines():
+        seconds = 0
+    return work(path, key, seconds)
+
+
+@current_app.task(name="probe.tidy", max_retries=0)
+async def tidy(path: str, key: str, seconds: float) -> str:
+    """Be interrupted likewise, while awaiting something, and tidy up."""
+    if f"start {key}" in Path(path).read_text().splitlines():
+        seconds = 0
+    note(path, f"start {key}")
+    try:
+        await asyncio.sleep(seconds)
+        note(path, f"end {key}")
+    finally:
+        await asyncio.sleep(0.1)
+        note(path, f"tidied {key}")
+    return key
+
+
+@current_app.task(name="probe.stubborn", max_retries=0)
+def stubborn(path: str, key: str, seconds: float) -> str:
+    """Be interrupted likewise, and go on all the same."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(SystemExit):
+            return interrupted(path, key, end - time.monotonic())
+        time.sleep(end - time.monotonic())
+        note(path, f"went on with {key}")

@@ -121,7 +121,7 @@ def test_where_a_loop_runs_a_task_is_awaited_or_sent(service: Service) -> None:
         "print(json.dumps(asyncio.run(main())))"
     )
     message, *results = service.python(header + code)
-    assert "await its .call_async(…) there, or send it" in message
+    assert "await .call_async(…), or send it" in message
     assert results == [3, "Hello Ada from probe.greet"]
 
 

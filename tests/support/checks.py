@@ -30,6 +30,8 @@ OWNED = "Owned by the template"
 OWNED_FILES = (
     "{package_slug}/runtime/*",
     "deploy/*",
+    "migrations/env.py",
+    "migrations/check.py",
     "tests/integration/servers/*",
     ".github/*",
     ".gitlab*",
@@ -53,10 +55,15 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
+UNPARSED |= {".mako"}
 
 #: What a file says of an option must be gone when the option isn't chosen.
 WORDS = {
+    "use_db": r"sqlalchemy|alembic|sqlite|psycopg|postgres|migration|(?<!celery_)database_\w|services[./]db\b"
+    r"|\bthe database\b",
     "use_rabbitmq": r"rabbit_?mq|amqp",
+    "use_cache": r"aiocache|msgpack|caching|(?<!\w)cache_(url|namespace|ttl|timeout|serializer)|services[./]cache"
+    r"|cache\.sync|\bthe cache\b|inventory",
     "use_beat": r"(?<![a-z])beat(?![a-z])|celerybeat|periodic",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",
@@ -66,6 +73,7 @@ MAY_MENTION = (
     ("*", r"\bamqp\.(router|queues)", "Celery calls it so whatever the broker is"),
     ("*", r"CELERY_BEAT_\w+", "one of Celery's variables; whether beat runs or not, it must not be mistaken"),
     ("*/runtime/environment.py", r".*", "types every setting that Celery has"),
+    ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
     ("docs/dev/celery.md", r"^\|.*", "its table lists every variable that Celery has"),
 )
 
@@ -82,13 +90,15 @@ PROVIDED_BY = {
 }
 #: Declared for the running service although nothing imports it, and why.
 NOT_IMPORTED = {
+    "aiosqlite": "SQLAlchemy's driver for SQLite, by the name in a URL",
     "redis": "Celery's client for results; declared for the fast parser of its extra",
 }
 
 #: What each part of the package may import of the package.
 ARROWS = {
     "": set[str](),
-    "settings": set[str](),
+    # How settings are read, and the types of some.
+    "settings": {"runtime"},
     "celery": {"runtime"},
     "runtime": {"runtime", "settings"},
     "models": {"models"},
@@ -124,7 +134,7 @@ def has_no_scars(file: File) -> Iterator[str]:
     """Blank lines and blanks that a condition left behind."""
     text = file.text
     # The licenses are quoted as they are.
-    blank_lines = 2 if file.suffix == ".py" or file.name == "LICENSE" else 1
+    blank_lines = 2 if file.suffix in {".py", ".mako"} or file.name == "LICENSE" else 1
     if text and (not text.endswith("\n") or text.endswith("\n\n")):
         yield "doesn't end with exactly one newline"
     if text.startswith("\n"):

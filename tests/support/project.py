@@ -121,8 +121,11 @@ class InstalledProject(Project):
         return str(self.environment / "bin" / name)
 
 
-def install(project: Project, python: str | None = None) -> InstalledProject:
+def install(project: Project, python: str | None = None, *, complete: bool = False) -> InstalledProject:
     """Install the dependencies with uv; projects with equal ones share one environment.
+
+    A `complete` one has an environment of its own, with the project installed as its users have it:
+    `celery` then has the commands that the project adds.
 
     `python` is a version or a path; without it UV_PYTHON counts, then the running Python.
     The first time for a set of dependencies takes some seconds, later times some milliseconds.
@@ -130,11 +133,15 @@ def install(project: Project, python: str | None = None) -> InstalledProject:
     Raises RuntimeError with uv's output.
     """
     python = python or os.environ.get("UV_PYTHON") or sys.executable
+    if complete:
+        environment = project.folder / ".venv"
+        _sync(project, python, environment)
+        return InstalledProject(folder=project.folder, slug=project.slug, environment=environment)
     environment = ENVIRONMENTS / _key(project, python)
     done = environment / "complete"
     with _locked(environment.with_suffix(".lock")):
         if not done.exists():
-            _sync(project, python, environment)
+            _sync(project, python, environment, "--no-install-project")
             done.touch()
     return InstalledProject(folder=project.folder, slug=project.slug, environment=environment)
 
@@ -156,10 +163,10 @@ def _key(project: Project, python: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _sync(project: Project, python: str, environment: Path) -> None:
+def _sync(project: Project, python: str, environment: Path, *options: str) -> None:
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     done = subprocess.run(
-        [uv, "sync", "--python", python, "--no-install-project"],
+        [uv, "sync", "--python", python, *options],
         cwd=project.folder,
         env=_variables({"UV_PROJECT_ENVIRONMENT": str(environment)}),
         stdin=subprocess.DEVNULL,

@@ -1,8 +1,7 @@
-"""The servers that tests of behaviour start: those that the template ships, and PostgreSQL.
+"""The servers that tests of behaviour start.
 
-`start_redis`, `start_rabbitmq` and what they share are the very files that generated projects get.
-They are loaded by path, because the name of one of them holds the condition under which it is
-rendered.
+They are the very files that generated projects get, loaded by path: the names of some hold the
+condition under which they are rendered.
 """
 
 import sys
@@ -43,6 +42,7 @@ class _LoaderWithoutCache(SourceFileLoader):
 _common = _load("__init__.py", PACKAGE)
 _redis = _load("*redis.py*", f"{PACKAGE}.redis")
 _rabbitmq = _load("*rabbitmq.py*", f"{PACKAGE}.rabbitmq")
+_postgres = _load("*postgres.py*", f"{PACKAGE}.postgres")
 
 HOST: str = _common.HOST
 Server = _common.Server
@@ -54,13 +54,8 @@ find_redis: Callable[[], str | None] = _redis.find_redis
 start_redis: Callable[..., Any] = _redis.start_redis
 find_rabbitmq: Callable[[], str | None] = _rabbitmq.find_rabbitmq
 start_rabbitmq: Callable[..., Any] = _rabbitmq.start_rabbitmq
-
-
-def start_postgres(folder: Path) -> Any:
-    """Start PostgreSQL with its data in `folder`; see `support.postgres`."""
-    from .postgres import start_postgres as start  # here, since postgres.py imports this module
-
-    return start(folder)
+find_postgres: Callable[[], str | None] = _postgres.find_postgres
+start_postgres: Callable[..., Any] = _postgres.start_postgres
 
 
 def child_pids(pid: int) -> list[int]:

@@ -23,7 +23,13 @@ class Service:
         self.notes.touch()
 
     def worker(self, name: str = "worker", *arguments: str, **variables: str) -> Worker:
-        """Start a worker; `variables` are added to its environment."""
+        """Start a worker; `variables` are added to its environment.
+
+        With a short visibility timeout, tasks wait no longer for a retry than it allows.
+        """
+        if "visibility_timeout" in variables.get("CELERY_BROKER_TRANSPORT_OPTIONS", ""):
+            short = '{"*": {"default_retry_delay": 1, "retry_backoff_max": 1}}'
+            variables = {"CELERY_TASK_ANNOTATIONS": short} | variables
         return Worker(
             self.project,
             env=self.variables | variables,

@@ -111,8 +111,8 @@ def _loop_of_this_thread(coroutine: Coroutine[Any, Any, object]) -> asyncio.Abst
     else:
         coroutine.close()
         raise RuntimeError(
-            "an async task was called where an event loop runs; "
-            "await its .call_async(…) there, or send it with .delay(…)"
+            "an event loop runs here already: await the coroutine; of an async task, "
+            "await .call_async(…), or send it with .delay(…)"
         )
     loop: asyncio.AbstractEventLoop | None = getattr(_thread, "loop", None)
     if loop is None or loop.is_closed():

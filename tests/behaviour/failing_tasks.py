@@ -1,0 +1,61 @@
+"""Tasks that the behaviour tests add to a rendered project: each fails in its own way."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Task, current_app
+
+from .probe import note
+
+
+@current_app.task(name="failing.fail", bind=True)
+def fail(self: Task[..., Any], path: str, key: str, **more: Any) -> str:
+    """Fail until somebody has mended it."""
+    if (Path(path).parent / "mended").exists():
+        note(path, f"mended {key} {self.request.replayed_from}")  # type: ignore[attr-defined]
+        return key
+    raise RuntimeError(f"no {key}")
+
+
+@current_app.task(name="failing.other")
+def other() -> None:
+    """Fail for another reason."""
+    raise LookupError("nothing there")
+
+
+@current_app.task(name="failing.slow_fail")
+def slow_fail(path: str) -> None:
+    """Fail a while later."""
+    note(path, "failing soon")
+    time.sleep(2)
+    raise RuntimeError("slow")
+
+
+@current_app.task(name="failing.flaky", autoretry_for=(ConnectionError,), retry_backoff=False, default_retry_delay=0)
+def flaky(path: str, times: int) -> None:
+    """Fail so many times."""
+    note(path, "tried")
+    if len(Path(path).read_text().splitlines()) <= times:
+        raise ConnectionError("away")
+
+
+@current_app.task(name="failing.hang", time_limit=2, soft_time_limit=2)
+def hang(path: str) -> None:
+    """Ignore the soft limit."""
+    note(path, "hanging")
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+
+
+@current_app.task(name="failing.poison")
+def poison(path: str, who: str) -> None:
+    """Kill the process that runs it, or the worker with all its processes."""
+    note(path, "poison")
+    if who == "worker":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,292 @@
+"""The cache in Redis: for every kind of task and pool, without leaks, and without its Redis."""
+
+import os
+import pickle
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_client
+
+from support.project import InstalledProject, install, render
+from support.servers import start_redis, wait_until
+from support.service import Service
+
+FOLDER = Path(__file__).parent
+POOLS = ("prefork", "solo", "threads")
+#: Seconds for which a Redis that didn't answer isn't asked again: `PAUSE` in runtime/cache.py.
+PAUSE = 5
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], InstalledProject]:
+    """A project with a cache, for the fixture `service`."""
+    project = render(tmp_path_factory.mktemp("cache") / "project", {"include_aiocache": True})
+    tasks = project.folder / project.slug / "tasks"
+    for name in ("probe", "cache"):
+        (tasks / f"{name}.py").write_text((FOLDER / f"{name}_tasks.py").read_text())
+    installed = install(project)
+    return lambda _: installed
+
+
+@pytest.fixture
+def broker_name() -> str:
+    """The broker makes no difference to a cache."""
+    return "redis"
+
+
+@pytest.fixture
+def server(service: Service, tmp_path: Path) -> Iterator[Any]:
+    """A Redis for the cache alone, so that it can go away while messages still flow."""
+    with start_redis(tmp_path / "cache") as server:
+        service.variables["CACHE_URL"] = server.url
+        yield server
+
+
+def call(service: Service, expression: str, **variables: str) -> Any:
+    """Evaluate an expression in a publisher, with the tasks as `t` and the cache itself as `cache`."""
+    header = (
+        f"from {service.project.slug}.tasks import cache as t\n"
+        f"from {service.project.slug}.services.cache import cache\n"
+        "import asyncio\n"
+        "from celery import group\n"
+        "def run(call): return call.get(timeout=50)\n"
+    )
+    return service.python(f"{header}print(json.dumps({expression}))", **variables)
+
+
+def connections(server: Any) -> list[str]:
+    """The clients of a server, but for the one that asks."""
+    with redis_client.Redis.from_url(server.url) as client:
+        me = client.client_id()
+        return [each["addr"] for each in client.client_list() if int(each["id"]) != me]
+
+
+def pool(name: str, concurrency: int = 2) -> tuple[str, ...]:
+    return (f"--pool={name}", f"--concurrency={concurrency}")
+
+
+# --- it works ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_sync_and_async_tasks_share_what_they_keep(service: Service, server: Any, name: str) -> None:
+    with service.worker("worker", *pool(name)):
+        assert call(
+            service,
+            "[run(t.put.delay('a', {'x': [1, 'é']})), run(t.take_async.delay('a')),"
+            " run(t.put_async.delay('b', 2.5, 300)), run(t.take.delay('b')), run(t.take.delay('c')),"
+            " cache.sync.get('a'), asyncio.run(cache.get('b')), asyncio.run(cache.get('b')),"
+            " run(t.many_async.delay(200))]",
+        ) == [None, {"x": [1, "é"]}, None, 2.5, None, {"x": [1, "é"]}, 2.5, 2.5, 200]
+    with redis_client.Redis.from_url(server.url) as client:
+        assert 290 < client.ttl("my_service:a") <= 300  # CACHE_TTL
+
+
+@pytest.mark.usefixtures("server")
+def test_services_that_share_a_redis_have_namespaces(service: Service) -> None:
+    call(service, "cache.sync.set('a', 1)")
+    assert call(service, "cache.sync.get('a')", CACHE_NAMESPACE="other") is None
+    assert call(service, "cache.sync.get('a')") == 1
+
+
+# --- one computes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("name", ["prefork", "threads"])
+def test_of_all_tasks_that_need_a_value_one_computes_it(service: Service, name: str) -> None:
+    with service.worker("worker", *pool(name, 4)), service.worker("other", *pool(name, 4)):
+        tasks = "[t.dear.s(notes, 1), t.dear_async.s(notes, 1)] * 8"
+        assert call(service, f"run(group({tasks}).delay())") == [42] * 16
+    assert len(service.lines()) == 1
+
+
+@pytest.mark.usefixtures("server")
+def test_a_process_that_dies_while_it_computes_is_replaced_by_one_that_waits(service: Service) -> None:
+    with service.worker("worker", *pool("prefork", 2)) as worker:
+        worker.wait_ready()
+        tasks = service.python(
+            f"from {service.project.slug}.tasks import cache as t\n"
+            "print(json.dumps([t.dear.delay(notes, 2, 3).id for _ in range(2)]))"
+        )
+        wait_until(service.lines, 20, "somebody who computes")
+        worker.kill_child(int(service.lines()[0].split()[-1]))
+        # The other one; the dead one's message is retried after a minute.
+        wait_until(lambda: len(service.lines()) == 2, 20, "another one who computes")
+        states = f"[celery.AsyncResult(task).state for task in {tasks}]"
+        wait_until(lambda: "SUCCESS" in service.python(f"print(json.dumps({states}))"), 20, "an answer")
+        service.python("celery.control.purge()")
+
+
+# --- Redis is away ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "concurrency"), [("prefork", 1), ("threads", 4)])
+def test_tasks_go_on_without_redis_and_each_outage_is_logged_once(
+    service: Service, server: Any, name: str, concurrency: int
+) -> None:
+    def outages() -> tuple[int, int]:
+        return worker.text().count("cache_away"), worker.text().count("cache_back")
+
+    many = "run(group(t.many.s(50) for _ in range(4)).delay())"
+    with service.worker("worker", *pool(name, concurrency)) as worker:
+        assert {each["missing"] for each in call(service, many)} == {0}
+        for number in (1, 2):
+            server.kill()
+            gone = call(service, many)
+            assert {each["missing"] for each in gone} == {50}
+            assert max(each["seconds"] for each in gone) < 1
+            assert call(service, "run(t.dear.delay(notes, 0))") == 42
+            assert outages() == (number, number - 1)
+            server.start()
+            wait_until(lambda: call(service, "run(t.many.delay(1))")["missing"] == 0, PAUSE + 10, "the cache")
+            assert {each["missing"] for each in call(service, many)} == {0}
+            assert outages() == (number, number)
+    assert "Traceback" not in worker.text()
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_frozen_redis_costs_one_time_out(service: Service, server: Any, name: str) -> None:
+    with service.worker("worker", *pool(name, 1)) as worker:
+        call(service, "run(t.many.delay(1))")
+        server.pause()
+        frozen = call(service, "run(t.many.delay(500))")
+        server.resume()
+        assert frozen["missing"] == 500
+        assert frozen["seconds"] < 1.5  # CACHE_TIMEOUT is half a second
+        assert worker.text().count("cache_away") == 1
+
+
+# --- nothing stays open -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_ten_thousand_operations_leave_one_connection_and_a_stop_none(service: Service, server: Any, name: str) -> None:
+    with service.worker("worker", *pool(name, 1)):
+        before = call(service, "run(t.many.delay(1))")
+        after = call(service, "run(t.many.delay(5000))")
+        assert after["files"] == before["files"]
+        assert after["missing"] == 0
+        assert len(connections(server)) == 1
+    wait_until(lambda: not connections(server), 5, "closed connections")
+
+
+def test_a_child_that_is_replaced_closes_its_connection(service: Service, server: Any) -> None:
+    with service.worker("worker", *pool("prefork", 1), CELERY_WORKER_MAX_TASKS_PER_CHILD="2"):
+        call(service, "[run(t.put.delay('a', i)) for i in range(10)]")
+        wait_until(lambda: len(connections(server)) <= 1, 5, "one connection at most")
+        with redis_client.Redis.from_url(server.url) as client:
+            assert client.info("stats")["total_connections_received"] >= 5
+    wait_until(lambda: not connections(server), 5, "closed connections")
+
+
+# --- setting up connects to nothing -----------------------------------------------------------------------------------
+
+
+def test_setting_up_connects_to_nothing(service: Service, server: Any) -> None:
+    def received() -> int:
+        with redis_client.Redis.from_url(server.url) as client:
+            return int(client.info("stats")["total_connections_received"])
+
+    before = received()
+    code = (
+        f"import sys\nassert '{service.project.slug}.services.cache' not in sys.modules\n"
+        "celery.conf.timezone\n"
+        f"assert '{service.project.slug}.services.cache' in sys.modules\n"
+        "hello_world.delay()\nprint('true')"
+    )
+    # Without the header of `Service.python`, whose tasks import the cache themselves.
+    header = f"from {service.project.slug}.celery import celery, hello_world\n"
+    assert run(service, header + code).stdout == "true\n"
+    with service.worker() as worker:
+        worker.wait_ready()
+        assert received() == before + 1  # this one
+
+
+def test_without_redis_everything_starts_at_once(service: Service, server: Any) -> None:
+    server.stop()
+    code = (
+        f"import time\nfrom {service.project.slug}.celery import celery, setup_caches\n"
+        "start = time.monotonic()\ncelery.conf.timezone\nsetup_caches(celery)\n"
+        "print(time.monotonic() - start)"
+    )
+    done = run(service, code)
+    assert float(done.stdout) < 2  # it imports libraries
+    assert done.stderr == ""
+
+
+def run(service: Service, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [service.project.program("python"), "-W", "error", "-c", code],
+        cwd=service.project.folder,
+        env=service.variables | {"PATH": os.environ["PATH"]} | variables,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# --- what is in Redis -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_values_survive_the_way_to_redis_and_back(service: Service, serializer: str) -> None:
+    value = "{'texts': ['', 'é', '\\x00'], 'numbers': [0, -1, 2.5, 2 ** 60], 'yes': True, 'none': None, '': {}}"
+    expression = f"[cache.sync.set('a', {value}), cache.sync.get('a') == {value}]"
+    assert call(service, expression, CACHE_SERIALIZER=serializer) == [None, True]
+    assert call(service, "run(t.take.delay('a')) if False else True")
+
+
+class _Bomb:
+    """What pickle would turn into a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_in_redis_is_not_executed_but_replaced(
+    service: Service, server: Any, serializer: str, protocol: int, tmp_path: Path
+) -> None:
+    bomb = pickle.dumps(_Bomb(tmp_path / "exploded"), protocol)
+    with redis_client.Redis.from_url(server.url) as client:
+        client.set("my_service:a", bomb)
+    expression = "[cache.sync.get('a'), cache.sync.get_or_set('a', lambda: 1), cache.sync.get('a')]"
+    assert call(service, expression, CACHE_SERIALIZER=serializer) == [None, 1, 1]
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "exploded").exists()  # it would have
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "ftp://:s3cret@localhost/1",
+        "localhost:6379",
+        "redis://:s3cret@localhost:port/1",
+        "redis://localhost?odd=1",
+    ],
+)
+def test_a_bad_address_stops_the_process_and_shows_no_password(service: Service, url: str) -> None:
+    done = run(service, f"from {service.project.slug}.celery import celery\ncelery.conf.timezone", CACHE_URL=url)
+    assert done.returncode == 1
+    assert done.stderr == "CACHE_URL must be memory:// or such as redis://:password@host:6379/1.\n"
+
+
+@pytest.mark.usefixtures("server")
+def test_forgetting_to_await_does_not_pass_in_silence(service: Service) -> None:
+    done = run(service, f"from {service.project.slug}.services.cache import cache\ncache.set('a', 1)")
+    assert "coroutine 'Cache.set' was never awaited" in done.stderr

@@ -1,0 +1,303 @@
+"""A project on servers of its own, its workers, its publisher, and what became of each task."""
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kombu
+import redis
+from amqp.exceptions import NotFound
+
+from support.project import InstalledProject, Worker, install, render, run_python
+from support.servers import start_rabbitmq, start_redis, wait_until
+
+PROBE = Path(__file__).parents[2] / "behaviour" / "probe_tasks.py"
+QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
+#: Redis keeps what it has confirmed, even when it is killed; by default it may forget a second.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+WORKERS, CHILDREN = 2, 2
+#: What a task may take before its time limit ends it, outages aside; and what comes on top before Redis delivers its
+#: message again.
+MARGIN = 4
+
+#: Sends `count` tasks and writes one line for each: its id, its error or null, how long it took to send it.
+PUBLISHER = """
+import json, random, time
+from {slug}.celery import celery
+from {slug}.tasks import probe
+
+rng = random.Random({seed})
+with open({ledger!r}, "a", buffering=1) as ledger:
+    for number in range({count}):
+        task_id = f"{cell}-{{number}}"
+        begun = time.monotonic()
+        error = None
+        try:
+            probe.work.apply_async(({notes!r}, task_id, rng.uniform(0, {longest})), task_id=task_id)
+        except Exception as exception:
+            error = repr(exception)
+        took = time.monotonic() - begun
+        ledger.write(json.dumps([task_id, error, took]) + "\\n")
+        time.sleep(max(0, {pace} - took))
+"""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A project and its servers. They serve one cell after the other."""
+
+    name: str
+    project: InstalledProject
+    broker: Any
+    #: A Redis for results and dead letters. On Redis the broker keeps them, except where a cell has them apart.
+    store: Any
+    folder: Path
+
+
+@contextlib.contextmanager
+def servers(broker_name: str, folder: Path) -> Iterator[Servers]:
+    """Render and install a project for a broker, and start what it needs."""
+    project = render(folder / "project", {"broker": broker_name})
+    (project.folder / project.slug / "tasks" / "probe.py").write_text(PROBE.read_text())
+    installed = install(project, complete=True)
+    start = start_rabbitmq if broker_name == "rabbitmq" else start_redis
+    options = {} if broker_name == "rabbitmq" else {"options": DURABLE}
+    with start(folder / "broker", **options) as broker, start_redis(folder / "store", options=DURABLE) as store:
+        yield Servers(broker_name, installed, broker, store, folder)
+
+
+@dataclass
+class Sent:
+    """One line of the publisher."""
+
+    task_id: str
+    error: str | None
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """What one cell works with. The faults act on it."""
+
+    servers: Servers
+    cell: str
+    seed: int
+    store_apart: bool
+    longest_outage: float
+    rng: random.Random = field(init=False)
+    workers: list[Worker] = field(default_factory=list)
+    #: What happened when, to understand a failure.
+    journal: list[str] = field(default_factory=list)
+    #: Workers that ended though nobody killed them.
+    casualties: list[str] = field(default_factory=list)
+    #: How many dead letters the injected messages must become.
+    condemned: int = 0
+    _started: int = 0
+    _begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Empty the servers and open the books."""
+        self.rng = random.Random(f"{self.seed} {self.cell}")
+        self.folder = self.servers.folder / self.cell
+        self.folder.mkdir()
+        self.notes = self.folder / "notes"
+        self.ledger = self.folder / "ledger"
+        self.notes.touch()
+        self.ledger.touch()
+        for each in {self.store.url, self.servers.store.url}:
+            with redis.Redis.from_url(each) as client:
+                client.flushall()
+        if self.servers.name == "rabbitmq":
+            self.each_queue(lambda channel, queue: channel.queue_purge(queue))
+
+    @property
+    def broker(self) -> Any:
+        """The server that holds the messages."""
+        return self.servers.broker
+
+    @property
+    def store(self) -> Any:
+        """The server that holds results and dead letters."""
+        apart = self.store_apart or self.servers.name == "rabbitmq"
+        return self.servers.store if apart else self.servers.broker
+
+    @property
+    def time_limit(self) -> float:
+        """When a task is ended. Whoever waits for the result store looks again after up to twice as long."""
+        return 2 * self.longest_outage + MARGIN
+
+    @property
+    def visibility_timeout(self) -> float:
+        """When Redis delivers again what a killed worker had."""
+        return self.time_limit + MARGIN
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment of workers and publishers."""
+        options = {"visibility_timeout": self.visibility_timeout, "unacked_restore_interval": 1}
+        on_redis = {"CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options)} if self.servers.name == "redis" else {}
+        limit = self.time_limit
+        every_task = {
+            "time_limit": limit,
+            "soft_time_limit": limit - 1,
+            "default_retry_delay": 1,
+            "retry_backoff_max": 1,
+        }
+        return {
+            "CELERY_BROKER_URL": self.broker.url,
+            "CELERY_RESULT_BACKEND": self.store.url,
+            "CELERY_TASK_TIME_LIMIT": str(limit),
+            # Shorter than the example tasks have it, so that the visibility timeout may be short.
+            "CELERY_TASK_ANNOTATIONS": json.dumps({"*": every_task}),
+            **on_redis,
+        }
+
+    def note(self, line: str) -> None:
+        """Write into the journal."""
+        self.journal.append(f"{time.monotonic() - self._begun:6.1f} s  {line}")
+
+    # --- workers ---
+
+    def start_worker(self) -> Worker:
+        """Start one more worker; nobody waits for it."""
+        self._started += 1
+        worker = Worker(
+            self.servers.project,
+            env=self.variables,
+            log=self.folder / f"worker{self._started}.log",
+            arguments=("--concurrency", str(CHILDREN)),
+        )
+        self.workers.append(worker)
+        return worker
+
+    def replace_dead_workers(self) -> None:
+        """Do what a supervisor does, and keep the books about it."""
+        for worker in [each for each in self.workers if each.process.poll() is not None]:
+            self.note(f"{worker.log.stem} ended by itself with status {worker.process.returncode}")
+            self.casualties.append(worker.log.stem)
+            self.workers.remove(worker)
+            self.start_worker()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Have the workers run during the block; at its end, they stop in order."""
+        try:
+            for _ in range(WORKERS):
+                self.start_worker()
+            for worker in self.workers:
+                worker.wait_ready(60)
+            yield
+            for worker in self.workers:
+                status = worker.stop(60)
+                assert status == 0, f"{worker.log} ended with status {status}"
+        finally:
+            for worker in self.workers:
+                worker.kill()
+
+    # --- publishers ---
+
+    def publisher(self, count: int, pace: float, longest: float) -> subprocess.Popen[bytes]:
+        """Start to send `count` tasks of 0 to `longest` seconds, one each `pace` seconds."""
+        code = PUBLISHER.format(
+            slug=self.servers.project.slug,
+            seed=self.seed,
+            ledger=str(self.ledger),
+            notes=str(self.notes),
+            cell=self.cell,
+            count=count,
+            pace=pace,
+            longest=longest,
+        )
+        with (self.folder / "publisher.log").open("wb") as log:
+            return subprocess.Popen(
+                [self.servers.project.program("python"), "-c", code],
+                cwd=self.servers.project.folder,
+                env={"PATH": "/usr/bin:/bin", **self.variables},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def send(self, call: str) -> None:
+        """Send something else, such as `probe.crash.delay(notes)`."""
+        header = f"from {self.servers.project.slug}.celery import celery\n"
+        header += f"from {self.servers.project.slug}.tasks import probe\nnotes = {str(self.notes)!r}\n"
+        run_python(self.servers.project, header + call, self.variables)
+
+    # --- what became of it ---
+
+    def sent(self) -> list[Sent]:
+        """Give what the publisher has written."""
+        return [Sent(*json.loads(line)) for line in self.ledger.read_text().splitlines()]
+
+    def ends(self) -> Counter[str]:
+        """Give how often each task has come to its end."""
+        lines = [line.split(" ", 1) for line in self.notes.read_text().splitlines()]
+        return Counter(line[1] for line in lines if line[0] == "end")
+
+    def states(self, ids: list[str]) -> dict[str, str]:
+        """Give the states in the result store."""
+        with redis.Redis.from_url(self.store.url) as client:
+            found = client.mget([f"celery-task-meta-{task_id}" for task_id in ids]) if ids else []
+        texts: list[Any] = list(found)
+        return {task_id: json.loads(text)["status"] if text else "" for task_id, text in zip(ids, texts, strict=True)}
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        """Ask as a user does."""
+        done = subprocess.run(
+            [
+                *(self.servers.project.program("celery"), "-A", f"{self.servers.project.slug}.celery"),
+                *("dead-letters", "list", "--json"),
+            ],
+            cwd=self.servers.project.folder,
+            env={"PATH": "/usr/bin:/bin", **self.variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def waiting(self) -> int:
+        """Give how many messages the broker holds. RabbitMQ doesn't tell of those that a worker has."""
+        if self.servers.name == "redis":
+            with redis.Redis.from_url(self.broker.url) as client:
+                held: Any = client.hlen("unacked")
+                return self.ready() + int(held)
+        return self.ready()
+
+    def ready(self) -> int:
+        """Give how many messages no worker has."""
+        if self.servers.name == "redis":
+            with redis.Redis.from_url(self.broker.url) as client:
+                lengths: Any = [client.llen(queue) for queue in QUEUES]
+                return int(sum(lengths))
+        counts: list[int] = []
+        self.each_queue(lambda channel, queue: counts.append(channel.queue_declare(queue, passive=True).message_count))
+        return sum(counts)
+
+    def each_queue(self, do: Any) -> None:
+        """Do something with each queue of RabbitMQ that is there."""
+        with kombu.Connection(self.broker.url, connect_timeout=10) as connection:
+            for queue in QUEUES:
+                with contextlib.suppress(NotFound):
+                    do(connection.channel(), queue)
+
+    def wait_until_drained(self, seconds: float) -> None:
+        """Wait until each confirmed task has an outcome and the broker is empty, or until the deadline."""
+        confirmed = [sent.task_id for sent in self.sent() if sent.error is None]
+
+        def is_drained() -> bool:
+            self.replace_dead_workers()
+            return set(self.states(confirmed).values()) <= {"SUCCESS", "FAILURE"} and not self.waiting()
+
+        try:
+            wait_until(is_drained, seconds, "the last task to end")
+        except TimeoutError as error:
+            self.note(str(error))
