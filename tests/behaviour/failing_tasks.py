@@ -12,7 +12,7 @@ from .probe import note
 
 
 @current_app.task(name="failing.fail", bind=True)
-def fail(self: Task[..., Any], path: str, key: str, **more: Any) -> str:
+def fail(self: Task[..., Any], path: str, key: str, **_more: Any) -> str:
     """Fail until somebody has mended it."""
     if (Path(path).parent / "mended").exists():
         note(path, f"mended {key} {self.request.replayed_from}")  # type: ignore[attr-defined]
