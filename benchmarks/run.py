@@ -1,6 +1,7 @@
 """What all benchmarks of one run share."""
 
 import functools
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,11 @@ class Run:
         for name in TASKS:
             target = project.folder / project.slug / "tasks" / f"benchmark_{name}.py"
             target.write_text((HERE / f"{name}_tasks.py").read_text())
-        return install(project)
+        installed = install(project)
+        # As after the first start anywhere. The support package has Python write no byte code, and uv writes none.
+        for part in (installed.environment / "lib", project.folder):
+            _compile(installed, part)
+        return installed
 
     def bare_app(self, name: str, like: InstalledProject, settings: Mapping[str, object]) -> InstalledProject:
         """A Celery app with nothing but `settings`, in the environment of the project that it is compared with."""
@@ -55,4 +60,12 @@ class Run:
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "celery.py").write_text((HERE / "bare_app.py").read_text() + f"\napp.conf.update({settings!r})\n")
-        return InstalledProject(folder=project.folder, slug=project.slug, environment=like.environment)
+        app = InstalledProject(folder=project.folder, slug=project.slug, environment=like.environment)
+        _compile(app, app.folder)
+        return app
+
+
+def _compile(project: InstalledProject, folder: Path) -> None:
+    # Some packages hold files that aren't meant for every version of Python: the status says nothing.
+    command = [project.program("python"), "-m", "compileall", "-q", "-j", "0", str(folder)]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)

@@ -43,7 +43,7 @@ def main() -> int:
         print(f"the logs are in {folder}")
     else:
         shutil.rmtree(folder)
-    table = _table(outcomes, number)
+    table = _table(outcomes, scale, number)
     print(table)
     if not options.cell and len(options.broker) == 2:
         before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -90,8 +90,7 @@ def _row(outcome: Outcome) -> str:
     return f"| {' | '.join(map(str, fields))} |"
 
 
-def _table(outcomes: Sequence[Outcome], number: int) -> str:
-    date = datetime.now(UTC).date()
+def _table(outcomes: Sequence[Outcome], scale: Scale, number: int) -> str:
     parts = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in ("celery", "kombu"))]
     parts += [f"Redis {_redis_version()}", f"RabbitMQ {_rabbitmq_version()}"]
     rows = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *map(_row, outcomes)]
@@ -100,7 +99,11 @@ def _table(outcomes: Sequence[Outcome], number: int) -> str:
         for name in ("redis", "rabbitmq")
         if (some := [each for each in outcomes if each.broker == name])
     ]
-    return "\n".join([f"{date}, {', '.join(parts)}. `CHAOS_SEED={number}`. {'; '.join(sums)}.", "", *rows, ""])
+    told = [
+        f"{datetime.now(UTC).date()}, {', '.join(parts)}. {'; '.join(sums)}.",
+        f"{scale.faults} faults in each row, outages of 1 to {scale.outage:g} s. `CHAOS_SEED={number}`",
+    ]
+    return "\n".join([*told, "", *rows, ""])
 
 
 def _redis_version() -> str:

@@ -21,7 +21,7 @@ from support.servers import start_rabbitmq, start_redis, wait_until
 PROBE = Path(__file__).parents[2] / "behaviour" / "probe_tasks.py"
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Redis keeps what it has confirmed, even when it is killed; by default it may forget a second.
-DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--enable-protected-configs", "yes")
 WORKERS, CHILDREN = 2, 2
 #: What a task may take before its time limit ends it, outages aside; and what comes on top before Redis delivers its
 #: message again.
@@ -141,7 +141,12 @@ class Bench:
     @property
     def variables(self) -> Mapping[str, str]:
         """The environment of workers and publishers."""
-        options = {"visibility_timeout": self.visibility_timeout, "unacked_restore_interval": 1}
+        # As in production, but sooner. Whoever looks for lost messages holds the mutex, and may be killed then.
+        options = {
+            "visibility_timeout": self.visibility_timeout,
+            "unacked_restore_interval": 1,
+            "unacked_mutex_expire": 5,
+        }
         on_redis = {"CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options)} if self.servers.name == "redis" else {}
         limit = self.time_limit
         every_task = {

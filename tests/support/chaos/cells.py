@@ -45,6 +45,7 @@ CELLS = (
     Cell("result store restarted", (faults.restart_store,), doubles=False, outages=True, store_apart=True),
     Cell("result store frozen", (faults.freeze_store,), doubles=False, outages=True, store_apart=True),
     Cell("Redis out of memory", (faults.fill_redis,), doubles=True, outages=True),
+    Cell("disk of Redis full", (faults.fill_redis_disk,), doubles=True, outages=True),
     Cell("memory alarm", (faults.fill_memory,), doubles=True, outages=True, brokers=("rabbitmq",)),
     Cell("disk alarm", (faults.fill_disk,), doubles=True, outages=True, brokers=("rabbitmq",)),
     Cell("poison message", (faults.send_poison,), doubles=False),
@@ -92,7 +93,7 @@ SHORT = (
         outages=True,
         store_apart=True,
     ),
-    Cell("Redis out of memory", (faults.fill_redis,), doubles=True, outages=True),
+    Cell("memory or disk of Redis full", (faults.fill_redis, faults.fill_redis_disk), doubles=True, outages=True),
     Cell(
         "messages that can not succeed", (faults.send_poison, faults.send_unknown, faults.send_garbage), doubles=False
     ),
@@ -114,8 +115,8 @@ class Scale:
     longest: float = 0.2
 
 
-SHORT_SCALE = Scale(tasks=120, faults=3, outage=5)
-LONG_SCALE = Scale(tasks=250, faults=8, outage=15)
+SHORT_SCALE = Scale(tasks=100, faults=3, outage=5)
+LONG_SCALE = Scale(tasks=120, faults=5, outage=60)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ import kombu
 import redis
 
 from support.chaos.bench import Bench
+from support.servers import wait_until
 
 
 def _away(bench: Bench) -> None:
-    """Let an outage last: from a second to the longest of this run."""
-    seconds = bench.longest_outage if bench.rng.random() < 0.5 else bench.rng.uniform(1, bench.longest_outage)
+    """Let an outage last: mostly some seconds, one time in three the longest of this run."""
+    longest = bench.longest_outage
+    seconds = longest if bench.rng.random() < 1 / 3 else bench.rng.uniform(1, min(longest, 5))
     bench.note(f"… for {seconds:.1f} s")
     time.sleep(seconds)
 
@@ -105,6 +107,24 @@ def fill_redis(bench: Bench) -> None:
         finally:
             client.config_set("maxmemory", 0)
     bench.note("Redis has memory again")
+
+
+def fill_redis_disk(bench: Bench) -> None:
+    """Let Redis refuse to write anything: it couldn't save its data, and stops before more gets lost."""
+    bench.note("the disk of Redis is full")
+    with _redis(bench.store.url) as client:
+        home = str(client.config_get("dir")["dir"])
+        # A folder in which nobody can create a file.
+        client.config_set("dir", "/proc")
+        client.config_set("save", "3600 1")
+        try:
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 10, "the save to fail")
+            _away(bench)
+        finally:
+            client.config_set("save", "")
+            client.config_set("dir", home)
+    bench.note("the disk of Redis has space again")
 
 
 def fill_memory(bench: Bench) -> None:
