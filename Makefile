@@ -23,6 +23,10 @@ test: lint ## Run all tests: make test ARGS='tests/test_render.py'
 bench: $(NEEDS_UV) ## Measure speed and memory: make bench ARGS='--seconds 5', ARGS=--write for docs/benchmarks.md
 	$(UV) run python -m benchmarks $(ARGS)
 
+.PHONY: chaos
+chaos: $(NEEDS_UV) ## Kill, freeze and fill everything while thousands of tasks run; write docs/reliability.md
+	PYTHONPATH=tests $(UV) run python -m support.chaos $(ARGS)
+
 .PHONY: lint
 lint: $(NEEDS_UV) ## Check the style and the types of the tests and scripts
 	$(UV) run ruff check

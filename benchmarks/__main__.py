@@ -55,9 +55,9 @@ def main() -> None:
                 print(f"{name}: skipped, {reason}", file=sys.stderr)
             else:
                 print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    print(table(rows))
-    if chosen.write:
-        write(rows, run)
+        print(table(rows))
+        if chosen.write:
+            write(rows, run)
 
 
 if __name__ == "__main__":

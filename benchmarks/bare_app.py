@@ -1,4 +1,4 @@
-"""What the full project is compared with: a Celery app that has nothing but the settings at the end."""
+"""What the full project is compared with: a Celery app that has nothing but what `Run.bare_app` adds at the end."""
 
 from celery import Celery
 

@@ -53,13 +53,16 @@ class Run:
             _compile(installed, part)
         return installed
 
-    def bare_app(self, name: str, like: InstalledProject, settings: Mapping[str, object]) -> InstalledProject:
+    def bare_app(
+        self, name: str, like: InstalledProject, settings: Mapping[str, object], imports: Sequence[str] = ()
+    ) -> InstalledProject:
         """A Celery app with nothing but `settings`, in the environment of the project that it is compared with."""
         project = Project(folder=self.folder / name, slug="bare")
         package = project.folder / project.slug
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
-        (package / "celery.py").write_text((HERE / "bare_app.py").read_text() + f"\napp.conf.update({settings!r})\n")
+        lines = [f"app.conf.update({dict(settings)!r})", *(f"import {module}" for module in imports)]
+        (package / "celery.py").write_text("\n".join([(HERE / "bare_app.py").read_text(), *lines, ""]))
         app = InstalledProject(folder=project.folder, slug=project.slug, environment=like.environment)
         _compile(app, app.folder)
         return app

@@ -26,6 +26,7 @@ from support.servers import wait_until
 from .run import Run
 
 TWO_PROCESSES = ("--pool", "prefork", "--concurrency", "2")
+FEWEST = 50
 #: What a worker may have fetched before it was frozen.
 FETCHED = 10
 
@@ -51,18 +52,19 @@ def rates(run: Run, name: str, sides: Sequence[Side], *, tasks: int | None = Non
         measurements = []
         for lane in lanes:
             # The first tasks open connections, and say roughly how many there must be.
-            rough = lane.rate(tasks or 50)
-            better = lane.rate(tasks or max(50, int(rough * run.seconds / 3)))
-            measurements.append(functools.partial(lane.rate, tasks or max(50, int(better * run.seconds))))
+            rate = lane.rate(tasks or FEWEST)
+            if not tasks:
+                rate = lane.rate(max(FEWEST, int(rate * run.seconds / 3)))
+            measurements.append(functools.partial(lane.rate, tasks or max(FEWEST, int(rate * run.seconds))))
         return run.in_turns(measurements)
 
 
 @contextlib.contextmanager
-def _lane(side: Side, log: Path) -> Iterator["_Lane"]:
+def _lane(side: Side, log: Path) -> Iterator["Lane"]:
     """Start a worker and freeze it; in the end stop it."""
     variables = {"CELERY_BROKER_URL": side.broker, "CELERY_RESULT_BACKEND": side.results, **side.variables}
     with Worker(side.project, env=variables, log=log, arguments=side.arguments) as worker:
-        lane = _Lane(side, worker)
+        lane = Lane(side, worker)
         worker.wait_ready()
         lane.freeze()
         try:
@@ -71,7 +73,7 @@ def _lane(side: Side, log: Path) -> Iterator["_Lane"]:
             lane.thaw()
 
 
-class _Lane:
+class Lane:
     """A side with its worker, which is frozen except while it is measured."""
 
     def __init__(self, side: Side, worker: Worker) -> None:

@@ -159,6 +159,8 @@ class Bench:
             "CELERY_BROKER_URL": self.broker.url,
             "CELERY_RESULT_BACKEND": self.store.url,
             "CELERY_TASK_TIME_LIMIT": str(limit),
+            # A dead child is sometimes noticed only by this; the default of 10 seconds is above our time limit.
+            "CELERY_WORKER_LOST_WAIT": "1",
             # Shorter than the example tasks have it, so that the visibility timeout may be short.
             "CELERY_TASK_ANNOTATIONS": json.dumps({"*": every_task}),
             **on_redis,

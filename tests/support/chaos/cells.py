@@ -21,7 +21,7 @@ class Cell:
     doubles: bool
     #: Whether servers go away; how long, the scale says.
     outages: bool = False
-    #: Whether what is killed or interrupted too often may become a dead letter.
+    #: Whether an innocent task may become a dead letter: its process died, or its connection broke, in 3 deliveries.
     dead_letters: bool = False
     #: Results and dead letters are in a Redis of their own.
     store_apart: bool = False
@@ -39,8 +39,8 @@ CELLS = (
     Cell("worker killed", (faults.kill_worker,), doubles=True, dead_letters=True),
     Cell("worker frozen, then killed", (faults.freeze_worker,), doubles=True, dead_letters=True),
     Cell("rolling deployment", (faults.deploy,), doubles=False),
-    Cell("broker restarted", (faults.restart_broker,), doubles=True, outages=True),
-    Cell("broker killed", (faults.kill_broker,), doubles=True, outages=True),
+    Cell("broker restarted", (faults.restart_broker,), doubles=True, outages=True, dead_letters=True),
+    Cell("broker killed", (faults.kill_broker,), doubles=True, outages=True, dead_letters=True),
     Cell("broker frozen", (faults.freeze_broker,), doubles=True, outages=True),
     Cell("result store restarted", (faults.restart_store,), doubles=False, outages=True, store_apart=True),
     Cell("result store frozen", (faults.freeze_store,), doubles=False, outages=True, store_apart=True),
@@ -85,6 +85,7 @@ SHORT = (
         (faults.restart_broker, faults.kill_broker, faults.freeze_broker),
         doubles=True,
         outages=True,
+        dead_letters=True,
     ),
     Cell(
         "result store restarted, frozen",
