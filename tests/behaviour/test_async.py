@@ -66,11 +66,12 @@ def test_async_tasks_do_what_others_do(service: Service, pool: str) -> None:
         assert call(service, "t.add.delay(1, 2).get(timeout=30)") == 3
 
 
-@pytest.mark.parametrize("how", ["wait", "block", "group"])
-@pytest.mark.parametrize("pool", POOLS)
+# Only prefork has signals to interrupt what blocks: docs/dev/async.md says so.
+INTERRUPTED = [("prefork", "block"), *((pool, how) for pool in POOLS for how in ("wait", "group"))]
+
+
+@pytest.mark.parametrize(("pool", "how"), INTERRUPTED)
 def test_a_soft_limit_cancels_and_the_next_task_finds_a_clean_loop(service: Service, pool: str, how: str) -> None:
-    if how == "block" and pool != "prefork":
-        pytest.skip("only prefork has signals to interrupt what blocks: docs/dev/async.md says so")
     arguments = ("--concurrency=1", f"--pool={pool}")
     with service.worker("worker", *arguments, CELERY_TASK_SOFT_TIME_LIMIT="1.5"):
         child = call(service, "t.look.delay().get(timeout=30)")
