@@ -4,14 +4,13 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from . import tasks, template, workers
-from .report import Row, table, write
+from .report import HEAD, Row, write
 from .run import Run
 
 BENCHMARKS: dict[str, Callable[[Run], list[Row]]] = {
@@ -47,15 +46,15 @@ def main() -> None:
         settings.write_text("{}\n")
         os.environ["COPIER_SETTINGS_PATH"] = str(settings)
         run = Run(folder=Path(folder), seconds=chosen.seconds, rounds=chosen.rounds)
+        print(HEAD)
         for name in chosen.names or BENCHMARKS:
-            started = time.perf_counter()
             try:
-                rows += BENCHMARKS[name](run)
+                found = BENCHMARKS[name](run)
             except pytest.skip.Exception as reason:  # from the support package, when a server isn't installed
                 print(f"{name}: skipped, {reason}", file=sys.stderr)
             else:
-                print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        print(table(rows))
+                print(*found, sep="\n", flush=True)
+                rows += found
         if chosen.write:
             write(rows, run)
 

@@ -36,7 +36,8 @@ class Row:
         """Ours by the baseline's. What happens to the machine in a round happens to both."""
         return [ours / baseline for ours, baseline in zip(self.ours, self.baseline, strict=True)]
 
-    def cells(self) -> list[str]:
+    def __str__(self) -> str:
+        """A line of the table."""
         ratio = statistics.median(self.ratios)
         if self.at_least is not None:
             target, good = f"≥ {self.at_least:g}", ratio >= self.at_least
@@ -44,7 +45,7 @@ class Row:
             target, good = f"≤ {self.at_most:g}", ratio <= self.at_most
         else:
             target, good = "", None
-        return [
+        cells = [
             self.what,
             f"{self.baseline_is}: {_number(statistics.median(self.baseline))} {self.unit}",
             f"{_number(statistics.median(self.ours))} {self.unit}",
@@ -52,6 +53,7 @@ class Row:
             target,
             "" if good is None else "yes" if good else "**no**",
         ]
+        return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float) -> str:
@@ -59,10 +61,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def table(rows: Sequence[Row]) -> str:
-    head = ["what", "baseline", "ours", "ratio (range)", "target", "ok?"]
-    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+HEAD = "| what | baseline | ours | ratio (range) | target | ok? |\n|---|---|---|---|---|---|"
 
 
 def write(rows: Sequence[Row], run: Run) -> None:
@@ -70,7 +69,8 @@ def write(rows: Sequence[Row], run: Run) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    parts = [before + BEGIN, _circumstances(run), table(rows), END + after]
+    table = "\n".join([HEAD, *map(str, rows)])
+    parts = [before + BEGIN, _circumstances(run), table, END + after]
     DOCUMENT.write_text("\n\n".join(parts), encoding="utf-8")
 
 

@@ -83,6 +83,7 @@ class Lane:
 
     def rate(self, tasks: int) -> float:
         """Give the tasks per second of a queue with so many."""
+        self.freeze()
         pending = self._publish(tasks)
         started = time.perf_counter()
         self.thaw()

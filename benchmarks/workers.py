@@ -36,7 +36,7 @@ class _Probe:
     def __init__(self, run: Run, name: str, side: Side) -> None:
         self.side = side
         self.variables = {"CELERY_BROKER_URL": side.broker, "CELERY_RESULT_BACKEND": side.results}
-        self.folder = run.folder / "logs" / f"start-{name}"
+        self.folder = run.folder / "logs" / f"start-{name}".replace(" ", "-")
         self.megabytes: list[float] = []
 
     def seconds(self) -> float:

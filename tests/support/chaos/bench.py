@@ -275,16 +275,8 @@ class Bench:
         """Give how many messages the broker holds. RabbitMQ doesn't tell of those that a worker has."""
         if self.servers.name == "redis":
             with redis.Redis.from_url(self.broker.url) as client:
-                held: Any = client.hlen("unacked")
-                return self.ready() + int(held)
-        return self.ready()
-
-    def ready(self) -> int:
-        """Give how many messages no worker has."""
-        if self.servers.name == "redis":
-            with redis.Redis.from_url(self.broker.url) as client:
-                lengths: Any = [client.llen(queue) for queue in QUEUES]
-                return int(sum(lengths))
+                held: Any = [client.llen(queue) for queue in QUEUES] + [client.hlen("unacked")]
+                return int(sum(held))
         counts: list[int] = []
         self.each_queue(lambda channel, queue: counts.append(channel.queue_declare(queue, passive=True).message_count))
         return sum(counts)

@@ -134,7 +134,7 @@ def fill_memory(bench: Bench) -> None:
 
 def fill_disk(bench: Bench) -> None:
     """Let RabbitMQ refuse publishers: its disk alarm."""
-    _alarm(bench, ("set_disk_free_limit", "1000TB"), ("set_disk_free_limit", "10MB"))
+    _alarm(bench, ("set_disk_free_limit", str(10**15)), ("set_disk_free_limit", str(10**7)))
 
 
 def send_poison(bench: Bench) -> None:
