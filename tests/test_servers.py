@@ -1,5 +1,6 @@
 """The server starters: each starts, serves, keeps what it promises, and leaves nothing behind."""
 
+import json
 import socket
 import subprocess
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from kombu import Connection, Consumer, Exchange, Queue
+from kombu import Connection, Exchange, Queue
 
 from support.servers import (
     HOST,
@@ -148,18 +149,24 @@ def publish(server: Any, body: str) -> None:
 
 
 def consume(server: Any) -> str:
-    received: list[str] = []
+    """Take one message.
 
-    def take(body: str, message: Any) -> None:
-        message.ack()
-        received.append(body)
+    By `get`: a consumer would be handed the next message as well. RabbitMQ 3.10 may forget to give that back when it is
+    killed in the very moment in which the consumer leaves, one time in twenty.
+    """
+    bodies: list[str] = []
 
-    with (
-        Connection(server.url) as connection,
-        Consumer(connection, [QUEUE], callbacks=[take], accept=["json"], prefetch_count=1),
-    ):
-        connection.drain_events(timeout=20)
-    return received[0]
+    def take() -> bool:
+        with Connection(server.url) as connection:
+            channel: Any = connection.channel()
+            message = channel.basic_get(QUEUE.name)
+            if message is not None:
+                channel.basic_ack(message.delivery_tag)
+                bodies.append(json.loads(message.body))
+        return bool(bodies)
+
+    wait_until(take, 20, "a message")
+    return bodies[0]
 
 
 def test_rabbitmq_serves_and_keeps_messages_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
