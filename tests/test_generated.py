@@ -19,7 +19,7 @@ PROJECTS: dict[str, Mapping[str, object]] = {
     "rabbitmq": {"broker": "rabbitmq", "ci": "gitlab"},
     "database": {"include_sqlalchemy": True},
     "cache": {"include_aiocache": True},
-    "without periodic tasks": {"include_periodic_tasks": False, "ci": "none"},
+    "without periodic tasks": {"include_periodic_tasks": False, "include_docker": False, "ci": "none"},
 }
 
 

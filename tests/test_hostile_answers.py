@@ -222,6 +222,6 @@ def test_blank_answers_leave_no_traces(empty: str, tmp_path: Path) -> None:
 def test_code_is_clean_for_the_shortest_and_the_longest_name(
     slug: str, broker: str, others: bool, tmp_path: Path
 ) -> None:
-    options = ("include_sqlalchemy", "include_aiocache", "include_periodic_tasks")
+    options = ("include_sqlalchemy", "include_aiocache", "include_periodic_tasks", "include_docker")
     answers = {"package_slug": slug, "broker": broker} | dict.fromkeys(options, others)
     assert_ruff_is_content(render(tmp_path / "project", answers))

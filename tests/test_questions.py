@@ -51,6 +51,7 @@ DEFAULTS = {
     "include_sqlalchemy": False,
     "include_aiocache": False,
     "include_periodic_tasks": True,
+    "include_docker": True,
     "ci": "github",
 }
 
@@ -250,6 +251,7 @@ WRONG = [
     ("include_sqlalchemy", "maybe", refused("include_sqlalchemy", "include_sqlalchemy must be yes or no")),
     ("include_aiocache", "maybe", refused("include_aiocache", "include_aiocache must be yes or no")),
     ("include_periodic_tasks", "maybe", refused("include_periodic_tasks", "include_periodic_tasks must be yes or no")),
+    ("include_docker", "maybe", refused("include_docker", "include_docker must be yes or no")),
 ]
 
 

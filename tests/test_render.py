@@ -255,6 +255,7 @@ def test_tree_checks_pass(check: Check) -> None:
         (arrows_point_one_way, {"shop/extra.py": ""}, "no part of the package"),
         (options_not_chosen_are_not_mentioned, {"README.md": "or RabbitMQ\n"}, "use_rabbitmq"),
         (options_not_chosen_are_not_mentioned, {"README.md": "starts beat\n"}, "use_beat"),
+        (options_not_chosen_are_not_mentioned, {"README.md": "or `make up`\n"}, "use_docker"),
         (options_not_chosen_are_not_mentioned, {"README.md": "it is in the database\n"}, "use_db"),
         (options_not_chosen_are_not_mentioned, {".env.example": "DATABASE_URL=\n"}, "use_db"),
         (options_not_chosen_are_not_mentioned, {"README.md": "it is in the cache\n"}, "use_cache"),
@@ -263,6 +264,7 @@ def test_tree_checks_pass(check: Check) -> None:
         (options_not_chosen_are_not_mentioned, {".gitlab-ci.yml": "a: 1\n"}, "use_gitlab"),
         (settings_are_documented, {".env.example": "\n"}, "SMTP_HOST is read"),
         (settings_are_documented, {".env.example": "SMTP_HOST=\n# OLD=1\n"}, "OLD is in .env.example"),
+        (settings_are_documented, {"compose.yaml": "a: ${REDIS_PORT:-1}\n"}, "REDIS_PORT is read"),
         (owners_are_named, {"shop/runtime/config.py": "a = 1\n"}, "doesn't say"),
     ],
 )

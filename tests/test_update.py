@@ -35,7 +35,7 @@ from support.history import (
 )
 from support.project import REPOSITORY, Project, commit_all, render
 
-OTHER_ANSWERS = {"broker": "rabbitmq", "include_periodic_tasks": False, "ci": "gitlab"}
+OTHER_ANSWERS = {"broker": "rabbitmq", "include_periodic_tasks": False, "include_docker": False, "ci": "gitlab"}
 
 
 class Renders:

@@ -65,6 +65,7 @@ WORDS = {
     "use_cache": r"aiocache|msgpack|caching|(?<!\w)cache_(url|namespace|ttl|timeout|serializer)|services[./]cache"
     r"|cache\.sync|\bthe cache\b|inventory",
     "use_beat": r"(?<![a-z])beat(?![a-z])|celerybeat|periodic",
+    "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",
 }
@@ -301,6 +302,13 @@ def settings_of(file: File) -> frozenset[str]:
 
 
 @cache
+def interpolated_in(file: File) -> frozenset[str]:
+    """The variables that a Compose file takes from .env, less those that Compose or Celery know themselves."""
+    found = re.findall(r"(?<!\$)\$\{(\w+)", file.text)
+    return frozenset(name for name in found if not name.startswith(("CELERY_", "COMPOSE_")))
+
+
+@cache
 def variables_of(file: File) -> frozenset[str]:
     """The variables that an environment file sets, or shows commented out."""
     found = re.findall(r"^(?:# ?)?([A-Z][A-Z0-9_]*)=", file.text, re.MULTILINE)
@@ -449,9 +457,10 @@ def options_not_chosen_are_not_mentioned(tree: Tree) -> Iterator[str]:
 
 def settings_are_documented(tree: Tree) -> Iterator[str]:
     read = settings_of(tree.files[f"{tree.context['package_slug']}/settings.py"])
+    read |= {name for path, file in tree.files.items() if path.startswith("compose") for name in interpolated_in(file)}
     shown = variables_of(tree.files[".env.example"])
-    yield from (f"{name} is read by settings.py but not in .env.example" for name in read - shown)
-    yield from (f"{name} is in .env.example but settings.py doesn't read it" for name in shown - read)
+    yield from (f"{name} is read but not in .env.example" for name in read - shown)
+    yield from (f"{name} is in .env.example but nothing reads it" for name in shown - read)
 
 
 def owners_are_named(tree: Tree) -> Iterator[str]:
