@@ -29,9 +29,11 @@ def work(path: str, key: str, seconds: float = 0) -> str:
 
 
 @current_app.task(name="probe.crash")
-def crash(path: str) -> None:
-    """Die as the kernel kills a process that takes too much memory."""
+def crash(path: str, seconds: float = 0) -> None:
+    """Die as the kernel kills a process that takes too much memory; the first time, take so long."""
     note(path, "start")
+    if len(Path(path).read_text().splitlines()) == 1:
+        time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from support.project import Worker
+from support.servers import wait_until
 from support.service import Service
 
 #: For most tests: tasks have half of it.
@@ -92,6 +93,28 @@ def test_what_waits_in_the_worker_goes_back_too(service: Service) -> None:
     assert sorted(service.lines()) == sorted(
         ["start running"] + [f"{step} {key}" for key in ("running", "a", "b", "later") for step in ("start", "end")]
     )
+
+
+def test_interruptions_are_not_held_against_a_task(service: Service) -> None:
+    """It isn't poison, although it never ends within the grace period: here, half of it for tasks."""
+    task = service.send("probe.work.delay(notes, 'a', 4)")
+    for number in range(1, 5):
+        worker = start(service, grace=2)
+        wait_until(lambda n=number: len(service.lines()) == n, 30, f"start {number}")
+        Stop(worker).seconds()
+    finish_elsewhere(service, task)
+    assert service.lines() == [*["start a"] * 5, "end a"]
+
+
+def test_a_poison_message_that_was_interrupted_stops_all_the_same(service: Service) -> None:
+    worker = start(service, grace=2)
+    task = service.send(f"probe.crash.delay(notes, {LONG})")
+    service.wait_for_line("start")
+    Stop(worker).seconds()
+    with service.worker("second"):
+        assert "PoisonMessage" in service.result(task)["result"]
+    # RabbitMQ counts the interruption; then, because it shouldn't, it counts from the start.
+    assert service.lines() == ["start"] * (1 + 3 if service.broker is service.redis else 3 + 3)
 
 
 def test_a_second_signal_hands_back_at_once(service: Service) -> None:
