@@ -107,6 +107,11 @@ ARROWS = {
     "tasks": {"tasks", "celery", "services", "models", "settings", "runtime"},
     "api": {"api", "tasks", "celery", "services", "models", "settings", "runtime"},
 }
+#: Variables that are not settings of the app, and why.
+NOT_SETTINGS = {
+    "HEALTH_DIR": "runtime/health.py reads it: a probe that imports settings.py is slow",
+    "HEALTH_MAX_SILENCE": "likewise",
+}
 #: Celery is configured by CELERY_* and nothing else.
 WITHOUT_SETTINGS = ("runtime.config", "runtime.environment", "runtime.queues", "runtime.task")
 #: The one import of services in celery.py, inside the function that is called when a worker starts.
@@ -458,7 +463,7 @@ def options_not_chosen_are_not_mentioned(tree: Tree) -> Iterator[str]:
 def settings_are_documented(tree: Tree) -> Iterator[str]:
     read = settings_of(tree.files[f"{tree.context['package_slug']}/settings.py"])
     read |= {name for path, file in tree.files.items() if path.startswith("compose") for name in interpolated_in(file)}
-    shown = variables_of(tree.files[".env.example"])
+    shown = variables_of(tree.files[".env.example"]) - NOT_SETTINGS.keys()
     yield from (f"{name} is read but not in .env.example" for name in read - shown)
     yield from (f"{name} is in .env.example but nothing reads it" for name in shown - read)
 
