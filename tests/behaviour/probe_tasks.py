@@ -9,8 +9,10 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import current_app
+from celery.signals import task_received
 
 
 def note(path: str, line: str) -> None:
@@ -69,3 +71,15 @@ def stubborn(path: str, key: str, seconds: float) -> str:
             return interrupted(path, key, end - time.monotonic())
         time.sleep(end - time.monotonic())
         note(path, f"went on with {key}")
+
+
+@current_app.task(name="probe.hang")
+def hang() -> None:
+    """Do nothing, but see below."""
+
+
+@task_received.connect
+def _hang(request: Any, **_: object) -> None:
+    # In the event loop of the worker's main process, as if it waited for a lock.
+    if request.name == "probe.hang":
+        time.sleep(60)
