@@ -26,6 +26,8 @@ WORKERS, CHILDREN = 2, 2
 #: What a task may take before its time limit ends it, outages aside; and what comes on top before Redis delivers its
 #: message again.
 MARGIN = 4
+#: After so many seconds at most, whoever waits for the result store looks again.
+LOOKS_AGAIN = 2
 
 #: Sends `count` tasks and writes one line for each: its id, its error or null, how long it took to send it.
 PUBLISHER = """
@@ -91,6 +93,7 @@ class Bench:
     seed: int
     store_apart: bool
     longest_outage: float
+    outages: int = 0
     rng: random.Random = field(init=False)
     workers: list[Worker] = field(default_factory=list)
     #: What happened when, to understand a failure.
@@ -130,8 +133,8 @@ class Bench:
 
     @property
     def time_limit(self) -> float:
-        """When a task is ended. Whoever waits for the result store looks again after up to twice as long."""
-        return 2 * self.longest_outage + MARGIN
+        """When a task is ended. It may have to wait for the result store in each of the outages."""
+        return self.outages * (self.longest_outage + LOOKS_AGAIN) + MARGIN
 
     @property
     def visibility_timeout(self) -> float:

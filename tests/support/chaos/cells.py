@@ -163,7 +163,8 @@ def seed() -> int:
 def run(cell: Cell, servers: Servers, scale: Scale, seed: int) -> Outcome:
     """Send tasks, let the faults happen, wait until all is done, and count."""
     begun = time.monotonic()
-    bench = Bench(servers, cell.slug, seed, cell.store_apart, scale.outage if cell.outages else 0)
+    outages = max(scale.faults, len(cell.faults)) if cell.outages else 0
+    bench = Bench(servers, cell.slug, seed, cell.store_apart, scale.outage, outages)
     with bench.running():
         publisher = bench.publisher(scale.tasks, scale.pace, scale.longest)
         try:

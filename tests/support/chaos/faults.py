@@ -29,7 +29,10 @@ def _away(bench: Bench) -> None:
 
 def kill_child(bench: Bench) -> None:
     """What the kernel does when memory runs out."""
-    children = bench.rng.choice(bench.workers).children()
+    worker = bench.rng.choice(bench.workers)
+    # Celery ends a worker that loses a child before it has started.
+    worker.wait_ready(60)
+    children = worker.children()
     if children:
         victim = bench.rng.choice(children)
         bench.note(f"SIGKILL to child {victim}")
