@@ -123,7 +123,7 @@ def test_an_unknown_task(failing: Service) -> None:
     assert "no task is named 'no.such.task'" in letter["error"]
 
 
-@pytest.mark.parametrize("text", ["this is not JSON", '{"valid": "but no task"}', "[1, 2, 3]"])
+@pytest.mark.parametrize("text", ["this is not JSON", '{"valid": "but no task"}', "[1, 2, 3]", "grün \0"])
 def test_what_is_no_message_does_not_stop_the_worker(failing: Service, text: str) -> None:
     with failing.worker() as worker:
         worker.wait_ready()

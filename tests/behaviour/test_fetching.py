@@ -1,0 +1,86 @@
+"""Messages on Redis: how workers take them, and that none gets lost on its way. See runtime/transport.py."""
+
+from typing import Any
+
+import celery
+import kombu
+import pytest
+import redis
+
+from support.servers import wait_until
+from support.service import Service
+
+pytestmark = pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+
+
+def held(service: Service) -> int:
+    """How many messages workers have, or who died with one."""
+    with redis.Redis.from_url(service.redis.url) as client:
+        return int(client.hlen("unacked"))
+
+
+def test_a_message_of_a_plain_celery_app_runs(service: Service) -> None:
+    """Other services send tasks too; they don't wake our workers, who look by themselves."""
+    with service.worker() as worker, celery.Celery(broker=service.redis.url) as other:
+        worker.wait_ready()
+        other.send_task("probe.work", [str(service.notes), "foreign"], queue="default")
+        service.wait_for_line("end foreign", 5)
+
+
+def test_workers_of_a_plain_celery_app_take_back_what_ours_leave(service: Service) -> None:
+    """During an update, both kinds of workers run: they write down alike what they have taken."""
+    with service.worker() as worker:
+        worker.wait_ready()
+        service.send("probe.work.delay(notes, 'a', 60)")
+        service.wait_for_line("start a")
+        worker.kill()
+    options = {"visibility_timeout": 0.1, "priority_steps": [0]}
+    with kombu.Connection(service.redis.url, transport_options=options) as connection:
+        channel: Any = connection.default_channel
+
+        def restored() -> Any:
+            channel.qos.restore_visible()
+            return channel.basic_get("default")
+
+        assert wait_until(restored, 10, "the message to be back in its queue").headers["task"] == "probe.work"
+
+
+def test_what_runs_when_the_connection_breaks_runs_once(service: Service) -> None:
+    with service.worker() as worker:
+        worker.wait_ready()
+        task = service.send("probe.work.delay(notes, 'a', 4)")
+        service.wait_for_line("start a")
+        service.redis.restart()
+        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
+        wait_until(lambda: not held(service), 10, "the task to be acknowledged")
+        service.result(service.send("probe.work.delay(notes, 'b')"))
+    assert service.lines() == ["start a", "end a", "start b", "end b"]
+
+
+def test_what_a_worker_has_not_begun_when_the_connection_breaks_is_free_at_once(service: Service) -> None:
+    """Well before the visibility timeout, which is 21 minutes."""
+    with service.worker() as worker:
+        worker.wait_ready()
+        service.send("probe.work.apply_async((notes, 'later'), countdown=5)")
+        wait_until(lambda: held(service) == 1, 10, "the worker to have the message")
+        service.redis.restart()
+        worker.wait_for("Connection to broker lost", 20)
+        service.wait_for_line("end later", 30)
+
+
+def test_a_worker_waits_for_a_redis_that_can_not_write(service: Service) -> None:
+    with service.worker("worker", "-c", "2") as worker, redis.Redis.from_url(service.redis.url) as client:
+        worker.wait_ready()
+        running = service.send("probe.work.delay(notes, 'a', 3)")
+        service.wait_for_line("start a")
+        # As a replica does, or a Redis whose disk is full.
+        client.config_set("min-replicas-to-write", 1)
+        worker.wait_for("Redis hands out no messages, asking again every second: NOREPLICAS", 20)
+        service.wait_for_line("end a", 20)
+        client.config_set("min-replicas-to-write", 0)
+        worker.wait_for("Redis hands out messages again", 20)
+        assert service.result(running) == {"state": "SUCCESS", "result": "a"}
+        assert service.result(service.send("probe.work.delay(notes, 'b')")) == {"state": "SUCCESS", "result": "b"}
+        wait_until(lambda: not held(service), 10, "both to be acknowledged")
+        assert worker.process.poll() is None
+    assert service.lines() == ["start a", "end a", "start b", "end b"]
