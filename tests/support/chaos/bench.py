@@ -274,6 +274,10 @@ class Bench:
         )
         return [json.loads(line) for line in done.stdout.splitlines()]
 
+    def _count_dead_letters(self) -> int:
+        with redis.Redis.from_url(self.store.url) as client:
+            return int(client.zcard(f"{self.servers.project.slug}:dead-letters:times"))
+
     def waiting(self) -> int:
         """Give how many messages the broker holds. RabbitMQ doesn't tell of those that a worker has."""
         if self.servers.name == "redis":
@@ -297,7 +301,8 @@ class Bench:
 
         def is_drained() -> bool:
             self.replace_dead_workers()
-            return set(self.states(confirmed).values()) <= {"SUCCESS", "FAILURE"} and not self.waiting()
+            ended = set(self.states(confirmed).values()) <= {"SUCCESS", "FAILURE"}
+            return ended and not self.waiting() and self._count_dead_letters() >= self.condemned
 
         try:
             wait_until(is_drained, seconds, "the last task to end")
