@@ -5,8 +5,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import kombu
 import pytest
+import redis
 
 from support.project import InstalledProject
 from support.servers import start_rabbitmq, start_redis, wait_until
@@ -45,10 +48,9 @@ def test_a_task_that_always_kills_its_process_is_given_up(service: Service) -> N
 
 def test_a_killed_worker_loses_nothing(service: Service) -> None:
     """Redis waits for the visibility timeout, derived from the limits unless it is given."""
-    redis = '{"visibility_timeout": 4, "unacked_restore_interval": 1}'
     variables = {"CELERY_TASK_TIME_LIMIT": "3"}
-    if service.project.folder.parent.name.startswith("redis"):
-        variables["CELERY_BROKER_TRANSPORT_OPTIONS"] = redis
+    if service.broker is service.redis:
+        variables["CELERY_BROKER_TRANSPORT_OPTIONS"] = '{"visibility_timeout": 4}'
     first = service.worker("first", **variables)
     task = service.send("probe.work.delay(notes, 'a', 1)")
     service.wait_for_line("start a")
@@ -117,14 +119,39 @@ def test_delays_work_on_a_broker_that_has_seen_no_worker(
     projects: Callable[[str], InstalledProject], tmp_path: Path
 ) -> None:
     """And where the first one consumes a single queue."""
-    with start_redis(tmp_path) as redis, start_rabbitmq(tmp_path / "rabbitmq") as rabbitmq:
-        variables = {"CELERY_BROKER_URL": rabbitmq.url, "CELERY_RESULT_BACKEND": redis.url}
-        service = Service(projects("rabbitmq"), tmp_path, rabbitmq, redis, variables)
+    with start_redis(tmp_path) as store, start_rabbitmq(tmp_path / "rabbitmq") as rabbitmq:
+        variables = {"CELERY_BROKER_URL": rabbitmq.url, "CELERY_RESULT_BACKEND": store.url}
+        service = Service(projects("rabbitmq"), tmp_path, rabbitmq, store, variables)
         with service.worker("worker", "--concurrency=1", "-Q", "default") as worker:
             worker.wait_ready()
             task = service.send("probe.work.apply_async((notes, 'late'), countdown=2)")
             assert service.result(task)["state"] == "SUCCESS"
             assert "delayed_delivery" not in worker.text()
+
+
+@pytest.mark.parametrize("broker_name", ["rabbitmq"], indirect=True)
+def test_a_queue_that_is_only_named_is_like_the_others(service: Service) -> None:
+    with (
+        service.worker("worker", "--concurrency=1", "-Q", "named") as worker,
+        kombu.Connection(service.broker.url) as to,
+    ):
+        worker.wait_ready()
+        task = service.send("probe.work.apply_async((notes, 'a'), queue='named', countdown=5)")
+        channel: Any = to.channel()
+        # RabbitMQ keeps it, in the queue for the highest bit of 5.
+        wait_until(
+            lambda: channel.queue_declare("celery_delayed_2", passive=True).message_count, 4, "a message in there"
+        )
+        assert service.result(task)["state"] == "SUCCESS"
+        # Declaring it anew raises an exception where its kind is another one.
+        channel.queue_declare("named", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+
+
+@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+def test_the_length_of_a_list_is_what_waits_on_redis(service: Service) -> None:
+    service.python("for priority in (0, 5, 9, 9): hello_world.apply_async(priority=priority)")
+    with redis.Redis.from_url(service.redis.url) as client:
+        assert [client.llen(queue) for queue in ("high_priority", "default", "low_priority")] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("broker_name", ["redis"], indirect=True)

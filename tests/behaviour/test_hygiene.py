@@ -1,0 +1,37 @@
+"""What a worker uses stays bounded, whatever its tasks do, and nothing is lost by that."""
+
+import pytest
+import redis
+
+from support.servers import wait_until
+from support.service import Service
+
+
+@pytest.fixture
+def broker_name() -> str:
+    """Processes and memory are the worker's own."""
+    return "redis"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "variables"), [(1001, {}), (2, {"CELERY_WORKER_MAX_MEMORY_PER_CHILD": "1"})], ids=["tasks", "memory"]
+)
+def test_processes_are_replaced(service: Service, tasks: int, variables: dict[str, str]) -> None:
+    with service.worker(**variables) as worker:
+        worker.wait_ready()
+        before = worker.children()
+        many = f"group(hello_world.s() for _ in range({tasks})).apply_async()"
+        service.python(f"from celery import group\n{many}.get(timeout=50)")
+        wait_until(lambda: len(set(worker.children()) - set(before)) == 1, 10, "a new process")
+
+
+def test_tasks_with_a_countdown_do_not_fill_the_memory(service: Service) -> None:
+    """On Redis, what is beyond the limit stays there until others are due. RabbitMQ keeps them all."""
+    with service.worker() as worker, redis.Redis.from_url(service.redis.url) as client:
+        worker.wait_ready()
+        service.python("for _ in range(1100): hello_world.apply_async(countdown=20)")
+        wait_until(lambda: client.hlen("unacked") >= 1000, 15, "the worker to have taken what it may")
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: client.llen("default") < 50, 5, "it to take more")
+        wait_until(lambda: not client.llen("default") and not client.hlen("unacked"), 60, "all to have ended")
+        assert worker.text().count("Hello World!") == 1100
