@@ -46,6 +46,15 @@ def test_the_files_are_clean_in_every_pair_of_options(combination: Combination, 
         assert said == ""
     assert "no warnings found" in run("docker", "build", "--check", ".", cwd=project.folder)
     assert run(str(Path(sys.executable).with_name("hadolint")), "Dockerfile", cwd=project.folder) == ""
+    schemas = {
+        ".github/workflows/ci.yml": "github-workflows",
+        ".gitlab-ci.yml": "gitlab-ci",
+        "compose.yaml": "compose-spec",
+    }
+    for name, schema in schemas.items():
+        if (project.folder / name).exists():
+            validate = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", f"vendor.{schema}"]
+            run(*validate, name, cwd=project.folder)
     # The example for production is a file that Compose takes, too.
     page = (project.folder / "docs/dev/docker.md").read_text()
     [example] = re.findall(r"```yaml\n(# production.yaml.*?)```", page, re.DOTALL)
