@@ -23,10 +23,6 @@ test: lint ## Run all tests: make test ARGS='tests/test_render.py'
 bench: $(NEEDS_UV) ## Measure speed and memory: make bench ARGS='--seconds 5', ARGS=--write for docs/benchmarks.md
 	$(UV) run python -m benchmarks $(ARGS)
 
-.PHONY: faults
-faults: $(NEEDS_UV) ## The short form of `make chaos`, with what docs/reliability.md lists as open
-	$(UV) run pytest -o addopts=-ra -n 3 --dist loadfile tests/chaos $(ARGS)
-
 .PHONY: chaos
 chaos: $(NEEDS_UV) ## Kill, freeze and fill everything while thousands of tasks run; write docs/reliability.md
 	PYTHONPATH=tests $(UV) run python -m support.chaos $(ARGS)
