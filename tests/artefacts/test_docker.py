@@ -3,11 +3,9 @@
 One stack for each broker serves all tests of that broker; they run in the order of this file.
 """
 
-import os
 import re
 import secrets
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import yaml
 
 from support.containers import Stack, attempt, environment, pull_images, run, watching
 from support.project import REPOSITORY, Project, render, working_tree
-from support.servers import child_pids, wait_until
+from support.servers import wait_until
 from support.space import Combination, Template, covering_set, read_space
 
 PROBE = REPOSITORY / "tests" / "behaviour" / "probe_tasks.py"
@@ -256,17 +254,16 @@ def test_tasks_from_the_host_and_from_inside_run(stack: Stack) -> None:
 
 
 def test_the_worker_gets_signals_itself_and_everything_is_hardened(stack: Stack) -> None:
-    container = stack.inspect("celery")
-    [worker] = child_pids(container["State"]["Pid"])
-    assert b"celery" in Path(f"/proc/{worker}/cmdline").read_bytes()
-    assert Path(f"/proc/{worker}/exe").resolve().name.startswith("python")
+    command = stack.compose("exec", "-T", "celery", "cat", f"/proc/{stack.main_process()}/cmdline").split("\0")
+    assert Path(command[0]).name == "python"
+    assert Path(command[1]).name == "celery"
     for service in ("celery", "beat"):
         host = stack.inspect(service)["HostConfig"]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["Memory"] > 0
         assert host["RestartPolicy"]["Name"] == "unless-stopped"
-    assert container["Config"]["StopTimeout"] == GRACE
+    assert stack.inspect("celery")["Config"]["StopTimeout"] == GRACE
 
 
 def test_redis_refuses_rather_than_forgets(stack: Stack) -> None:
@@ -351,12 +348,12 @@ def test_an_outage_of_the_broker_is_no_reason_to_restart_the_worker(stack: Stack
 
 
 def test_a_frozen_worker_is_unhealthy(stack: Stack) -> None:
-    [worker] = child_pids(stack.inspect("celery")["State"]["Pid"])
-    os.kill(worker, signal.SIGSTOP)
+    worker = stack.main_process()
+    stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -STOP {worker}")
     try:
         wait_until(lambda: stack.health("celery") == "unhealthy", 60, "the worker to be unhealthy")
     finally:
-        os.kill(worker, signal.SIGCONT)
+        stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
     wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
 
 

@@ -207,6 +207,12 @@ class Stack:
         """Give "healthy", "unhealthy" or "starting"."""
         return str(self.inspect(service)["State"]["Health"]["Status"])
 
+    def main_process(self) -> int:
+        """Give the id, in its container, of the process that is to get the signals of the worker."""
+        # Process 1 is the one that `init: true` adds.
+        [process] = self.compose("exec", "-T", "celery", "cat", "/proc/1/task/1/children").split()
+        return int(process)
+
     def last_probe(self, service: str) -> str:
         """Give when the last probe began."""
         return str(self.inspect(service)["State"]["Health"]["Log"][-1]["Start"])
