@@ -101,7 +101,7 @@ def test_a_publisher_with_many_threads_hears_of_it_within_seconds(
         "while open(notes).read() == 'connected': time.sleep(0.01)\n"
         "def publish(number):\n"
         "    start, error = time.monotonic(), None\n"
-        "    try: hello_world.delay()\n"
+        "    try: hello_world.apply_async(ignore_result=number % 2 == 1)\n"  # the others ask the result store first
         "    except Exception as exception: error = repr(exception)\n"
         "    return [error, time.monotonic() - start]\n"
         "with ThreadPoolExecutor(40) as executor: print(json.dumps(list(executor.map(publish, range(40)))))\n"
