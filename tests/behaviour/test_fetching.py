@@ -84,3 +84,13 @@ def test_a_worker_waits_for_a_redis_that_can_not_write(service: Service) -> None
         wait_until(lambda: not held(service), 10, "both to be acknowledged")
         assert worker.process.poll() is None
     assert service.lines() == ["start a", "end a", "start b", "end b"]
+
+
+def test_a_worker_that_starts_meanwhile_waits_too(service: Service) -> None:
+    with redis.Redis.from_url(service.redis.url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        with service.worker() as worker:
+            worker.wait_for("Redis doesn't let a worker start, trying again in a second: NOREPLICAS", 30)
+            client.config_set("min-replicas-to-write", 0)
+            worker.wait_ready()
+            assert service.result(service.send("probe.work.delay(notes, 'a')")) == {"state": "SUCCESS", "result": "a"}
