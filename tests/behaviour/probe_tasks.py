@@ -73,13 +73,13 @@ def stubborn(path: str, key: str, seconds: float) -> str:
         note(path, f"went on with {key}")
 
 
-@current_app.task(name="probe.hang")
-def hang() -> None:
+@current_app.task(name="probe.stuck")
+def stuck() -> None:
     """Do nothing, but see below."""
 
 
 @task_received.connect
 def _hang(request: Any, **_: object) -> None:
     # In the event loop of the worker's main process, as if it waited for a lock.
-    if request.name == "probe.hang":
+    if request.name == "probe.stuck":
         time.sleep(60)

@@ -155,7 +155,7 @@ def test_a_frozen_worker_is_not_alive(service: Service, probe: Probe) -> None:
 def test_a_worker_whose_event_loop_hangs_is_not_alive(service: Service, probe: Probe) -> None:
     """As after a deadlock: its other threads, and the processes that run tasks, go on."""
     with start(service, probe) as worker:
-        service.send("probe.hang.delay()")
+        service.send("probe.stuck.delay()")
         probe.wait("live", SILENT.format("worker"), SILENCE + 15)
         worker.kill()
 

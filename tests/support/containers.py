@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("CELERY_", "COMPOSE_", "UV_PROJECT", "VIRTUAL_ENV"))
+        if not name.startswith(("CELERY_", "COMPOSE_", "MAKE", "UV_PROJECT", "VIRTUAL_ENV"))
     }
     if _answers(kept):
         return kept
