@@ -9,11 +9,10 @@ import kombu
 import pytest
 from amqp.exceptions import NotFound
 
-from support.project import InstalledProject, install, render
+from support.project import InstalledProject
 from support.servers import start_rabbitmq, start_redis
-from support.service import Service
+from support.service import Service, install_with_tasks
 
-PROBE = Path(__file__).with_name("probe_tasks.py")
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 
 
@@ -24,11 +23,9 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Instal
 
     def get(broker: str) -> InstalledProject:
         if broker not in made:
-            project = render(tmp_path_factory.mktemp(broker) / "project", {"broker": broker})
+            folder = tmp_path_factory.mktemp(broker) / "project"
             # "Dropping a module into `tasks/` registers its tasks": all of these tests rely on it.
-            tasks = project.folder / project.slug / "tasks" / "probe.py"
-            tasks.write_text(PROBE.read_text())
-            made[broker] = install(project, complete=True)
+            made[broker] = install_with_tasks(folder, {"broker": broker}, "probe", complete=True)
         return made[broker]
 
     return get

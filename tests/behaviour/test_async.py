@@ -151,13 +151,5 @@ celery.register_task(Foreign())
 
 def start_worker(service: Service, pool: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """Start a worker in the way of the command line, but for what that does first of all."""
-    header = f"from {service.project.slug}.celery import celery\n"
-    return subprocess.run(
-        [service.project.program("python"), "-c", f"{header}{code}\ncelery.Worker(pool={pool!r})"],
-        cwd=service.project.folder,
-        env=service.variables | {"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    code = f"from {service.project.slug}.celery import celery\n{code}\ncelery.Worker(pool={pool!r})"
+    return service.project.run("python", "-c", code, env=service.variables, timeout_seconds=30)

@@ -1,6 +1,5 @@
 """The cache in Redis: for every kind of task and pool, without leaks, and without its Redis."""
 
-import os
 import pickle
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,11 +9,10 @@ from typing import Any
 import pytest
 import redis as redis_client
 
-from support.project import InstalledProject, install, render
+from support.project import InstalledProject
 from support.servers import start_redis, wait_until
-from support.service import Service
+from support.service import Service, install_with_tasks
 
-FOLDER = Path(__file__).parent
 POOLS = ("prefork", "solo", "threads")
 #: Seconds for which a Redis that didn't answer isn't asked again: `PAUSE` in runtime/cache.py.
 PAUSE = 5
@@ -23,11 +21,8 @@ PAUSE = 5
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], InstalledProject]:
     """A project with a cache, for the fixture `service`."""
-    project = render(tmp_path_factory.mktemp("cache") / "project", {"include_aiocache": True})
-    tasks = project.folder / project.slug / "tasks"
-    for name in ("probe", "cache"):
-        (tasks / f"{name}.py").write_text((FOLDER / f"{name}_tasks.py").read_text())
-    installed = install(project)
+    folder = tmp_path_factory.mktemp("cache") / "project"
+    installed = install_with_tasks(folder, {"include_aiocache": True}, "probe", "cache")
     return lambda _: installed
 
 
@@ -219,15 +214,8 @@ def test_without_redis_everything_starts_at_once(service: Service, server: Any) 
 
 
 def run(service: Service, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [service.project.program("python"), "-W", "error", "-c", code],
-        cwd=service.project.folder,
-        env=service.variables | {"PATH": os.environ["PATH"]} | variables,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    command = ("python", "-W", "error", "-c", code)
+    return service.project.run(*command, env=service.variables | variables, timeout_seconds=30)
 
 
 # --- what is in Redis -------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The `CELERY_*` contract: what a variable does, and what is said when it can't."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,23 +60,9 @@ def cases() -> list[tuple[str, str, object]]:
     ]
 
 
-def run(project: InstalledProject, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the project with no CELERY_ variables but these."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"} | variables
-    return subprocess.run(
-        [project.program(command[0]), *command[1:]],
-        cwd=project.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def in_python(project: InstalledProject, code: str, **variables: str) -> Any:
     """Run code in the project and give what it prints, as JSON."""
-    done = run(project, "python", "-c", code.replace("{slug}", project.slug), **variables)
+    done = project.run("python", "-c", code.replace("{slug}", project.slug), env=variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -150,7 +135,7 @@ def test_one_line_says_what_is_wrong(project: InstalledProject, variables: dict[
         ("celery", "-A", f"{project.slug}.celery", "inspect", "ping"),
         ("python", "-c", f"import {project.slug}.celery"),
     ):
-        done = run(project, *command, **variables)
+        done = project.run(*command, env=variables)
         assert done.returncode == 1
         assert done.stdout == ""
         assert says in done.stderr
@@ -164,12 +149,8 @@ def files(folder: Path) -> set[Path]:
 
 def test_a_broken_json_value_is_not_shown(project: InstalledProject) -> None:
     broken = '{"password": "hunter2"'
-    done = run(
-        project,
-        *("python", "-c", f"import {project.slug}.celery"),
-        CELERY_BROKER_URL="memory://",
-        CELERY_BROKER_TRANSPORT_OPTIONS=broken,
-    )
+    variables = {"CELERY_BROKER_URL": "memory://", "CELERY_BROKER_TRANSPORT_OPTIONS": broken}
+    done = project.run("python", "-c", f"import {project.slug}.celery", env=variables)
     assert done.returncode == 1
     assert "hunter2" not in done.stderr
 
@@ -197,7 +178,7 @@ def test_secrets_come_from_files(project: InstalledProject, tmp_path: Path) -> N
     urls = in_python(project, code, CELERY_BROKER_URL_FILE=str(secret))
     assert urls == ["redis://:hunter2@localhost:1/0"] * 2
     both = {"CELERY_BROKER_URL_FILE": str(secret), "CELERY_BROKER_URL": "redis://localhost"}
-    done = run(project, "python", "-c", f"import {project.slug}.celery", **both)
+    done = project.run("python", "-c", f"import {project.slug}.celery", env=both)
     assert done.stderr == "CELERY_BROKER_URL_FILE and CELERY_BROKER_URL are both set.\n"
 
 
@@ -242,11 +223,8 @@ def test_celeryconfig_stands_between_our_defaults_and_the_environment(
 @pytest.mark.parametrize("line", ["task_ack_late = True", "minutes = 60"])
 def test_an_unknown_name_in_celeryconfig_is_refused(own_project: InstalledProject, line: str) -> None:
     (own_project.folder / "celeryconfig.py").write_text(f"{line}\n")
-    done = run(
-        own_project,
-        *("python", "-c", f"import {own_project.slug}.celery"),
-        CELERY_BROKER_URL="memory://",
-    )
+    code = f"import {own_project.slug}.celery"
+    done = own_project.run("python", "-c", code, env={"CELERY_BROKER_URL": "memory://"})
     assert done.returncode == 1
     assert done.stderr.startswith(f"celeryconfig.py: {line.split()[0]} is not a setting of Celery")
     assert done.stderr.count("\n") == 1
@@ -257,10 +235,6 @@ def test_a_task_module_that_can_not_be_imported_stops_the_worker(
 ) -> None:
     module = own_project.folder / own_project.slug / "tasks" / "broken.py"
     module.write_text("import a_library_that_is_missing\n")
-    done = run(
-        own_project,
-        *("celery", "-A", f"{own_project.slug}.celery", "worker", "--pool=solo"),
-        CELERY_BROKER_URL="memory://",
-    )
+    done = own_project.celery("worker", "--pool=solo", env={"CELERY_BROKER_URL": "memory://"})
     assert done.returncode != 0
     assert "a_library_that_is_missing" in done.stderr

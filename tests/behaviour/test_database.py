@@ -11,11 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from support.project import InstalledProject, install, render
+from support.project import InstalledProject
 from support.servers import start_postgres, wait_until
-from support.service import Service
+from support.service import Service, install_with_tasks
 
-FOLDER = Path(__file__).parent
 POOLS = ("prefork", "solo", "threads")
 #: Enough to show an error in the life of a loop. By hand, 5,000: it takes a minute for each pool.
 TASKS = 1000
@@ -35,11 +34,8 @@ insert into probe.counter select id, 0 from generate_series(0, %d) id;
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], InstalledProject]:
     """A project with a database, for the fixture `service`."""
-    project = render(tmp_path_factory.mktemp("database") / "project", {"include_sqlalchemy": True})
-    tasks = project.folder / project.slug / "tasks"
-    for name in ("probe", "database"):
-        (tasks / f"{name}.py").write_text((FOLDER / f"{name}_tasks.py").read_text())
-    installed = install(project)
+    folder = tmp_path_factory.mktemp("database") / "project"
+    installed = install_with_tasks(folder, {"include_sqlalchemy": True}, "probe", "database")
     return lambda _: installed
 
 
@@ -65,15 +61,7 @@ def postgres(service: Service, tmp_path: Path) -> Iterator[Any]:
 
 
 def run(service: Service, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [service.project.program(command[0]), *command[1:]],
-        cwd=service.project.folder,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"} | service.variables | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return service.project.run(*command, env=service.variables | variables)
 
 
 def alembic(service: Service, *arguments: str) -> str:

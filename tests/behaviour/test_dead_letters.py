@@ -25,15 +25,7 @@ def failing(service: Service) -> Service:
 
 
 def command(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [service.project.program("celery"), "-A", f"{service.project.slug}.celery", "dead-letters", *arguments],
-        cwd=service.project.folder,
-        env=service.variables | {"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return service.project.celery("dead-letters", *arguments, env=service.variables)
 
 
 def letters(service: Service, *filters: str) -> list[dict[str, Any]]:

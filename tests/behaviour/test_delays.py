@@ -1,6 +1,5 @@
 """Nothing waits longer than the visibility timeout of Redis allows: it would run twice."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,15 +24,7 @@ def module(service: Service) -> Iterator[Path]:
 
 def refusal(service: Service) -> str:
     """Start a worker that is expected to end at once, and give what it says."""
-    done = subprocess.run(
-        [service.project.program("celery"), "-A", f"{service.project.slug}.celery", "worker"],
-        cwd=service.project.folder,
-        env=service.variables | {"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = service.project.celery("worker", env=service.variables, timeout_seconds=30)
     assert done.returncode == 1
     return done.stderr.splitlines()[-1]
 

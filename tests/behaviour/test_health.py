@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,15 +28,8 @@ class Probe:
 
     def ask(self, *arguments: str, **variables: str) -> str:
         """Give the line that it prints, when its status says the same."""
-        done = subprocess.run(
-            [self.project.program("python"), "-m", f"{self.project.slug}.runtime.health", *arguments],
-            cwd=self.project.folder,
-            env=self.variables | variables,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = ("python", "-m", f"{self.project.slug}.runtime.health", *arguments)
+        done = self.project.run(*command, env=self.variables | variables, timeout_seconds=10)
         assert not done.stderr
         [line] = done.stdout.splitlines()
         assert done.returncode == (line not in {"alive", "ready"})

@@ -1,20 +1,13 @@
 """Nothing is lost on Redis, whatever is killed, frozen or restarted: the short form of `make chaos`."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from support.chaos.bench import Servers, servers
-from support.chaos.cells import SHORT, SHORT_SCALE, Cell, run
+from support.chaos.bench import Servers
+from support.chaos.cells import SHORT, Cell, assert_nothing_is_lost
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with servers("redis", tmp_path_factory.mktemp("chaos")) as started:
-        yield started
+BROKER = "redis"
 
 
 @pytest.mark.parametrize("cell", SHORT, ids=lambda cell: cell.slug)
 def test_nothing_is_lost(cell: Cell, running: Servers, chaos_seed: int) -> None:
-    outcome = run(cell, running, SHORT_SCALE, chaos_seed)
-    assert not outcome.problems(), "\n".join([*outcome.problems(), f"CHAOS_SEED={chaos_seed}", *outcome.journal])
+    assert_nothing_is_lost(cell, running, chaos_seed)

@@ -120,6 +120,30 @@ class InstalledProject(Project):
         """Give the path of a program of the environment, such as `celery`."""
         return str(self.environment / "bin" / name)
 
+    def run(
+        self, *command: str, env: Mapping[str, str] | None = None, timeout_seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment in the project's folder, with no variables of ours but these.
+
+        Raises subprocess.TimeoutExpired when it takes too long.
+        """
+        return subprocess.run(
+            [self.program(command[0]), *command[1:]],
+            cwd=self.folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"} | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+
+    def celery(
+        self, *arguments: str, env: Mapping[str, str], timeout_seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A …` likewise."""
+        return self.run("celery", "-A", f"{self.slug}.celery", *arguments, env=env, timeout_seconds=timeout_seconds)
+
 
 def install(project: Project, python: str | None = None, *, complete: bool = False) -> InstalledProject:
     """Install the dependencies with uv; projects with equal ones share one environment.

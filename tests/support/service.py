@@ -1,10 +1,24 @@
 """What a behaviour test works with: a project on real servers, its workers and its publishers."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .project import InstalledProject, Worker, run_python
+from .project import InstalledProject, Worker, install, render, run_python
 from .servers import wait_until
+
+BEHAVIOUR = Path(__file__).parents[1] / "behaviour"
+
+
+def install_with_tasks(
+    folder: Path, answers: Mapping[str, object], *modules: str, complete: bool = False
+) -> InstalledProject:
+    """Render and install a project that has these modules of our tasks too: "probe" is probe_tasks.py."""
+    project = render(folder, answers)
+    for module in modules:
+        shutil.copy(BEHAVIOUR / f"{module}_tasks.py", project.folder / project.slug / "tasks" / f"{module}.py")
+    return install(project, complete=complete)
 
 
 class Service:

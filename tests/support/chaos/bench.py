@@ -15,10 +15,10 @@ import kombu
 import redis
 from amqp.exceptions import NotFound
 
-from support.project import InstalledProject, Worker, install, render, run_python
+from support.project import InstalledProject, Worker, run_python
 from support.servers import start_rabbitmq, start_redis, wait_until
+from support.service import install_with_tasks
 
-PROBE = Path(__file__).parents[2] / "behaviour" / "probe_tasks.py"
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Redis keeps what it has confirmed, even when it is killed; by default it may forget a second.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--enable-protected-configs", "yes")
@@ -66,9 +66,7 @@ class Servers:
 @contextlib.contextmanager
 def servers(broker_name: str, folder: Path) -> Iterator[Servers]:
     """Render and install a project for a broker, and start what it needs."""
-    project = render(folder / "project", {"broker": broker_name})
-    (project.folder / project.slug / "tasks" / "probe.py").write_text(PROBE.read_text())
-    installed = install(project, complete=True)
+    installed = install_with_tasks(folder / "project", {"broker": broker_name}, "probe", complete=True)
     start = start_rabbitmq if broker_name == "rabbitmq" else start_redis
     options = {} if broker_name == "rabbitmq" else {"options": DURABLE}
     with start(folder / "broker", **options) as broker, start_redis(folder / "store", options=DURABLE) as store:
@@ -260,18 +258,8 @@ class Bench:
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """Ask as a user does."""
-        done = subprocess.run(
-            [
-                *(self.servers.project.program("celery"), "-A", f"{self.servers.project.slug}.celery"),
-                *("dead-letters", "list", "--json"),
-            ],
-            cwd=self.servers.project.folder,
-            env={"PATH": "/usr/bin:/bin", **self.variables},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = self.servers.project.celery("dead-letters", "list", "--json", env=self.variables)
+        assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def _count_dead_letters(self) -> int:

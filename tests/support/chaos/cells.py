@@ -176,6 +176,12 @@ def run(cell: Cell, servers: Servers, scale: Scale, seed: int) -> Outcome:
     return _count(bench, cell, time.monotonic() - begun)
 
 
+def assert_nothing_is_lost(cell: Cell, servers: Servers, seed: int) -> None:
+    """Run one cell of the short form; what is wrong is told with what happened when."""
+    outcome = run(cell, servers, SHORT_SCALE, seed)
+    assert not outcome.problems(), "\n".join([*outcome.problems(), f"CHAOS_SEED={seed}", *outcome.journal])
+
+
 def _let_it_happen(bench: Bench, cell: Cell, scale: Scale) -> None:
     """Follow the plan: each fault once, then any of them, with random pauses in between."""
     times = max(scale.faults, len(cell.faults)) if cell.faults else 0
