@@ -1,6 +1,5 @@
 """What is sent runs, once the way is free, whoever dies meanwhile."""
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -82,14 +81,14 @@ def test_sigquit_hands_back_what_does_not_fit(service: Service) -> None:
 
 def test_a_busy_worker_leaves_messages_to_others(service: Service) -> None:
     with service.worker("busy") as busy:
-        service.send("probe.work.delay(notes, 'long', 8)")
+        service.send("probe.work.delay(notes, 'long', 60)")
         service.wait_for_line("start long")
         service.send("[probe.work.delay(notes, key) for key in 'abc'][-1]")
         with service.worker("idle"):
             for key in "abc":
-                service.wait_for_line(f"end {key}", seconds=7)
+                service.wait_for_line(f"end {key}", seconds=30)
             assert "end long" not in service.lines()
-        os.kill(busy.pid, signal.SIGKILL)
+        busy.kill()
 
 
 def test_a_task_over_its_limit_ends_as_a_failure(service: Service) -> None:
