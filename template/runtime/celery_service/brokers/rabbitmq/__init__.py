@@ -1,0 +1,70 @@
+"""RabbitMQ as the broker: its settings. Results stay in Redis: CELERY_RESULT_BACKEND names it."""
+
+from pathlib import Path
+
+from celery_service.brokers.queues import DEAD_LETTER_QUEUE, NAMES
+from celery_service.config.settings import ConfigurationError
+
+SCHEMES = ("amqp", "amqps", "pyamqp")
+EXAMPLE = "amqp://guest:guest@localhost:5672//"
+
+#: How often RabbitMQ itself delivers a message before it gives up. We count as well, and sooner:
+#: dead_letters/poison.py. This is for what dies before it gets there.
+BACKSTOP = 20
+
+# Quorum queues are replicated, and count deliveries: https://www.rabbitmq.com/docs/quorum-queues
+QUORUM = {"x-queue-type": "quorum"}
+WORK = QUORUM | {
+    # RabbitMQ counts what comes after the first one.
+    "x-delivery-limit": BACKSTOP - 1,
+    # "" is the exchange that knows every queue by its name.
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": DEAD_LETTER_QUEUE,
+    # Keep the message until `dead_letter` has confirmed it. By default it can get lost.
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+SETTINGS: dict[str, object] = {
+    "task_queues": {
+        name: {
+            "exchange": name,
+            "exchange_type": "topic",
+            "queue_arguments": QUORUM if name == DEAD_LETTER_QUEUE else WORK,
+        }
+        for name in NAMES
+    },
+    # A direct exchange can't delay a message: an ETA would then block a worker's prefetch window.
+    # https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html
+    "task_default_exchange_type": "topic",
+    # A queue made on the fly, by `queue="reports"` or `-Q reports`, is like the others.
+    "task_default_queue_type": "quorum",
+    "task_create_missing_queue_type": "quorum",
+    "task_create_missing_queue_exchange_type": "topic",
+    "worker_consumer": "celery_service.brokers.rabbitmq.consumer:Consumer",
+    # A message counts as sent when the broker has written it down, not when it has left our socket.
+    # And a broker that is frozen, or has no memory left, must not freeze publishers: each of two
+    # attempts waits so long for the confirmation, and again for the end of the connection.
+    "broker_transport_options": {"confirm_publish": True, "read_timeout": 2, "write_timeout": 2},
+    # A lost connection gives running tasks back to the broker: by default they then run here and
+    # elsewhere at the same time.
+    "worker_cancel_long_running_tasks_on_connection_loss": True,
+}
+
+
+def settings(url: str, root: Path) -> dict[str, object]:
+    """Return the settings."""
+    return dict(SETTINGS)
+
+
+def check(settings: dict[str, object]) -> None:
+    """Refuse what can't work.
+
+    Raises:
+        ConfigurationError: There is no result backend, so dead letters and deliveries are nowhere.
+    """
+    if not settings.get("result_backend"):
+        raise ConfigurationError(
+            "CELERY_RESULT_BACKEND is not set; with RabbitMQ, name a Redis such as "
+            "redis://localhost:6379/0: it keeps results, dead letters and counts of deliveries."
+        )

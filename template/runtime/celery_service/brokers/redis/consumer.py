@@ -1,0 +1,33 @@
+"""What a worker on Redis does when it loses its connection."""
+
+import time
+import warnings
+from typing import Any
+
+from celery.exceptions import CPendingDeprecationWarning
+from celery.utils.log import get_logger
+from celery.worker.state import active_requests
+from redis.exceptions import ResponseError
+
+from celery_service.brokers import consumer
+
+logger = get_logger(__name__)
+
+# With each lost connection Celery would ask what our settings have answered: whether to cancel
+# tasks.
+warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarning)
+
+
+class Consumer(consumer.Consumer):
+    """Leaves what runs to who runs it, over a lost connection."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Have running tasks acknowledged on the next connection."""
+        if isinstance(exc, ResponseError):
+            logger.warning("Redis doesn't let a worker start, trying again in a second: %s", exc)
+            time.sleep(1)
+        tasks: Any = getattr(self, "task_consumer", None)
+        if tasks:
+            for running in active_requests:
+                tasks.channel.qos.keep(running.message.delivery_tag)
+        super().on_connection_error_after_connected(exc)

@@ -1,0 +1,4 @@
+-- Put a message into a queue, and wake a worker that waits.
+-- KEYS: queue, what wakes a worker. ARGV: message.
+redis.call("lpush", KEYS[1], ARGV[1])
+if redis.call("exists", KEYS[2]) == 0 then redis.call("lpush", KEYS[2], "") end

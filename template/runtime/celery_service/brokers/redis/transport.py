@@ -1,0 +1,223 @@
+"""How messages come out of Redis.
+
+Kombu takes a message first, and then writes down who has it: what a worker takes that dies in
+between, or that is frozen or cut off, is lost. Here Redis does both in one step. What isn't
+acknowledged comes back after the visibility timeout, as with Kombu.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from queue import Empty
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import kombu.transport.redis
+from celery.utils.log import get_logger
+from kombu.transport import virtual
+from kombu.utils.json import dumps, loads
+from redis.exceptions import ResponseError
+
+#: An idle worker looks again after so many seconds, if nobody wakes it. Publishers of this project
+#: do, but those that use Kombu alone don't.
+LONGEST_WAIT = 0.25
+#: How long a worker waits, in seconds, when Redis can't write: it is out of memory or disk space.
+REFUSAL = 1.0
+
+FETCH = Path(__file__).with_name("fetch.lua").read_text(encoding="utf-8")
+PUT = Path(__file__).with_name("put.lua").read_text(encoding="utf-8")
+
+logger = get_logger(__name__)
+
+_redis: Any = kombu.transport.redis
+
+
+#: What Redis couldn't be told yet, by delivery tag. It belongs to the process: a worker that has
+#: lost its connection tells it on the next one.
+_untold: dict[str, str] = {}
+
+
+class QoS(_redis.QoS):  # type: ignore[misc]
+    """Keeps the books about what this worker has taken."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Remember a message; FETCH has written it down."""
+        if delivery_tag == self.channel.fetched:
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Say that a message is done with."""
+        self._settle(delivery_tag, "done")
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Say that a message is done with, or has to wait behind the others again."""
+        self._settle(delivery_tag, "last" if requeue else "done")
+
+    def restore_unacked(self) -> None:
+        """Give everything back, to be fetched next."""
+        for tag in self._delivered:
+            self._settle(tag, "first")
+        self._delivered.clear()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Free what dead workers have had for too long: the next time, if Redis can't now."""
+        with contextlib.suppress(ResponseError):
+            super().restore_visible(*args, **kwargs)
+
+    def keep(self, delivery_tag: str) -> None:
+        """Leave a message to its task, which outlives the connection."""
+        virtual.QoS.ack(self, delivery_tag)
+
+    def catch_up(self) -> None:
+        """Tell Redis what it couldn't be told before.
+
+        Raises:
+            RedisError: It still can't.
+        """
+        for tag, outcome in list(_untold.items()):
+            self._tell(tag, outcome)
+            del _untold[tag]
+
+    def _settle(self, tag: str, outcome: str) -> None:
+        try:
+            self._tell(tag, outcome)
+        except Exception as error:  # whatever it is, the connection is of no use
+            logger.warning("can't tell Redis yet that a message is %s: %s", outcome, error)
+            _untold[tag] = outcome
+        virtual.QoS.ack(self, tag)
+
+    def _tell(self, tag: str, outcome: str) -> None:
+        if outcome == "done":
+            self._remove_from_indices(tag).execute()
+        else:
+            self.restore_by_tag(tag, leftmost=outcome == "last")
+
+
+class _Bytes:
+    """Text whose characters are bytes."""
+
+    def encode(self, body: bytes) -> str:
+        return body.decode("latin-1")
+
+    def decode(self, text: str) -> bytes:
+        return text.encode("latin-1")
+
+
+class _Fetching:
+    """Fetches messages in one step. Kombu's event loop calls what begins with an underscore."""
+
+    QoS = QoS
+    codecs: ClassVar = {**virtual.Channel.codecs, "bytes": _Bytes()}
+
+    #: The delivery tag of the message that was fetched last.
+    fetched = ""
+
+    _asked: tuple[str, ...] = ()
+    _found_nothing = False
+    _refused_until = 0.0
+
+    def _brpop_start(self: Any) -> None:
+        """Ask for a message; when there was none, for a sign that there is one."""
+        if time.monotonic() < self._refused_until:
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        try:
+            self.qos.catch_up()
+        except ResponseError as error:
+            self._wait_for_redis(error)
+            return
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = time.monotonic()
+        if self._found_nothing:
+            keys = [self._wake_key(queue) for queue in queues]
+            connection.send_command("BRPOP", *keys, LONGEST_WAIT)
+            return
+        asked = [(queue, step) for step in self.priority_steps for queue in queues]
+        self._asked = tuple(queue for queue, _ in asked)
+        self.fetched = str(uuid4())
+        keys = [self.unacked_key, self.unacked_index_key]
+        keys += [self._q_for_pri(queue, step) for queue, step in asked]
+        connection.send_command(
+            *("EVAL", FETCH, len(keys), *(f"{self.global_keyprefix}{key}" for key in keys)),
+            *(self.fetched, time.time(), *(json.dumps(queue) for queue in self._asked)),
+        )
+
+    def _brpop_read(self: Any, **options: Any) -> bool:
+        """Take the answer, and hand the message to its consumer.
+
+        Raises:
+            Empty: There was none.
+        """
+        connection = self.client.connection
+        was_fetch = not self._found_nothing
+        try:
+            reply = self.client.parse_response(connection, "EVAL", **options)
+        except ResponseError as error:
+            self._wait_for_redis(error)
+            raise Empty from error
+        except self.connection_errors:
+            if was_fetch:
+                _untold[self.fetched] = "first"
+            connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if self._refused_until:
+            logger.info("Redis hands out messages again")
+            self._refused_until = 0.0
+        self._found_nothing = was_fetch and reply is None
+        if not was_fetch or reply is None:
+            raise Empty
+        number, text = reply
+        message = loads(text.decode("utf-8", "replace"))
+        message["properties"]["delivery_tag"] = self.fetched
+        queue = self._asked[number]
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(message, queue)
+        return True
+
+    def _wait_for_redis(self: Any, error: ResponseError) -> None:
+        if not self._refused_until:
+            logger.warning("Redis hands out no messages, asking again every second: %s", error)
+        self._refused_until = time.monotonic() + REFUSAL
+        self._found_nothing = False
+
+    def _put(self: Any, queue: str, message: Any, **kwargs: Any) -> None:
+        """Put a message into a queue, and wake a worker that waits."""
+        if kwargs.get("_publish_batch") is not None or queue in self._expires:
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            return
+        priority = self._get_message_priority(message, reverse=False)
+        key = f"{self.global_keyprefix}{self._q_for_pri(queue, priority)}"
+        with self.conn_or_acquire() as client:
+            client.execute_command("EVAL", PUT, 2, key, self._wake_key(queue), dumps(message))
+
+    def _wake_key(self: Any, queue: str) -> str:
+        return f"{self.global_keyprefix}_wake.{queue}"
+
+
+class Channel(_Fetching, _redis.Channel):  # type: ignore[misc]
+    """A channel to a Redis."""
+
+
+class SentinelChannel(_Fetching, _redis.SentinelChannel):  # type: ignore[misc]
+    """A channel to the Redis that Sentinel names."""
+
+
+class Transport(_redis.Transport):  # type: ignore[misc]
+    """What `redis://` and `rediss://` stand for: see `brokers.redis.settings`."""
+
+    Channel = Channel
+
+
+class SentinelTransport(_redis.SentinelTransport):  # type: ignore[misc]
+    """What `sentinel://` stands for."""
+
+    Channel = SentinelChannel

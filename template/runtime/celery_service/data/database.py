@@ -1,0 +1,226 @@
+"""The database: `async with get_session() as session:` is one transaction.
+
+Each event loop has an engine of its own, opened when a task first needs it, after the worker has
+forked. So a process has one, and with `--pool=threads` each thread that runs async tasks.
+
+Besides, what SQLAlchemy leaves open: which addresses work here, what an error says of a database
+that is away, SQLite with several processes, and messages that wait for a commit.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import kombu.exceptions
+import sqlalchemy.exc
+from celery.canvas import Signature
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, Connection, Engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, SessionTransaction
+
+from celery_service.config.settings import read
+from celery_service.data.per_loop import PerLoop
+
+#: How an address may start → the driver behind it. All of these are asynchronous.
+DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+asyncpg": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+
+#: Seconds that a transaction waits for the one that writes to the same SQLite file.
+SQLITE_TIMEOUT = 30
+
+
+class DatabaseUnavailable(ConnectionError):
+    """The database can't be reached, or has ended the connection. Says which database that is."""
+
+
+def parse_url(text: str) -> URL:
+    """Return the address with the driver that this service uses.
+
+    Raises:
+        ValueError: It can't work. The message holds no password.
+    """
+    example = "write postgresql://user:password@host:5432/name or sqlite:///file.db"
+    try:
+        url = make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ValueError(f"can't be read; {example}") from None
+    if url.drivername not in DRIVERS:
+        raise ValueError(f"starts with {url.drivername}://, which has no driver here; {example}")
+    if url.database in (None, "", ":memory:"):
+        # Each process would have a memory of its own.
+        raise ValueError(f"names no database; {example}")
+    return url.set(drivername=DRIVERS[url.drivername])
+
+
+def _normalise(secret: SecretStr) -> SecretStr:
+    url = parse_url(secret.get_secret_value())
+    return SecretStr(url.render_as_string(hide_password=False))
+
+
+class Settings(BaseSettings):
+    """Where the database is, and how many connections it gets."""
+
+    model_config = SettingsConfigDict(env_prefix="database_", env_ignore_empty=True)
+
+    # postgresql://user:password@host:5432/name, or a file for SQLite.
+    url: Annotated[SecretStr, AfterValidator(_normalise)] = SecretStr("sqlite:///data.db")
+    # Connections of each process that runs tasks: this many stay open, so many more come and go.
+    # A task takes one for each session that it has open at the same time.
+    pool_size: int = Field(default=2, ge=1)
+    max_overflow: int = Field(default=3, ge=0)
+    # Seconds to wait for one of them to be free, and for the server to accept a new one.
+    pool_timeout: float = Field(default=10, gt=0)
+    connect_timeout: int = Field(default=5, ge=1)
+    # Seconds after which a connection is replaced: firewalls drop old ones without a word.
+    pool_recycle: int = Field(default=1800, ge=1)
+    # Ask whether a connection still works before it is used: the server may have restarted.
+    pool_pre_ping: bool = True
+
+
+settings = read(Settings)
+
+#: What time mends, for `autoretry_for`: the database is away or busy, a lock or a connection isn't
+#: free in time, or the broker is away when a task is sent after a commit.
+TRANSIENT = (
+    DatabaseUnavailable,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.TimeoutError,
+    kombu.exceptions.OperationalError,
+)
+
+
+async def get_engine() -> AsyncEngine:
+    """Return the engine of the running event loop. It is disposed of when the loop closes."""
+    return await _engine.get()
+
+
+@asynccontextmanager
+async def get_session() -> AsyncGenerator[AsyncSession, None]:
+    """Open a session whose transaction is committed at the end, or rolled back on an exception."""
+    # Objects stay readable after a commit: to reload them on access, one would have to await it.
+    async with AsyncSession(await get_engine(), expire_on_commit=False) as session:
+        yield session
+        await session.commit()
+
+
+async def _open() -> AsyncGenerator[AsyncEngine, None]:
+    url = parse_url(settings.url.get_secret_value())
+    timeout = (
+        {"timeout": SQLITE_TIMEOUT}
+        if url.get_backend_name() == "sqlite"
+        else {"connect_timeout": settings.connect_timeout}
+    )
+    engine = create_async_engine(
+        url,
+        # All connections of this loop: pool_size of them are kept, max_overflow come and go.
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        pool_recycle=settings.pool_recycle,
+        pool_pre_ping=settings.pool_pre_ping,
+        connect_args=timeout,
+        # Errors end up in logs and results: they show statements, not what is in the rows.
+        hide_parameters=True,
+    )
+    prepare(engine.sync_engine)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+_engine = PerLoop(_open)
+
+
+def prepare(engine: Engine) -> None:
+    """Have errors of the connection say which database it is, and SQLite wait for its turn."""
+
+    @event.listens_for(engine, "handle_error")
+    def name_the_database(context: ExceptionContext) -> Exception | None:
+        # The pool itself replaces a connection that doesn't answer its ping.
+        lost = context.connection is None or context.is_disconnect
+        if context.is_pre_ping or not lost or context.sqlalchemy_exception is None:
+            return None
+        reason = " ".join(str(context.original_exception).split())
+        return DatabaseUnavailable(f"{describe(engine.url)} is not available: {reason}")
+
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_immediately)
+
+
+def describe(url: URL) -> str:
+    """Name a database for people: without user and password."""
+    place = f" on {url.host}:{url.port or 5432}" if url.host else ""
+    return f"the database {url.database!r}{place}"
+
+
+def _set_up_sqlite(connection: DBAPIConnection, record: object) -> None:
+    # The driver begins no transactions: SQLAlchemy does, below.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = ON")
+    # Readers and the one who writes don't wait for each other.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.close()
+
+
+def _begin_immediately(connection: Connection) -> None:
+    # By default a transaction reads first and asks for the right to write later; when another has
+    # written in between, it fails at once: https://www.sqlite.org/lang_transaction.html
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- messages that wait for a commit ---
+
+_Waiting = dict[SessionTransaction | None, list[Signature[Any]]]
+_KEY = "signatures that wait for a commit"
+
+
+def send_after_commit(session: AsyncSession, signature: Signature[Any]) -> None:
+    """Send a task when the transaction is committed, and never when it is rolled back.
+
+    Sent before, it could run before its data is there, or without it ever being there. A process
+    that dies between commit and sending sends nothing, but its own message comes back: so call this
+    in a second run, too, and let the task bear being sent twice.
+    """
+    inner = session.sync_session
+    if _KEY not in inner.info:
+        inner.info[_KEY] = {}
+        event.listen(inner, "after_commit", _send)
+        event.listen(inner, "after_transaction_end", _forget)
+    if not inner.in_transaction():
+        inner.begin()
+    waiting: _Waiting = inner.info[_KEY]
+    waiting.setdefault(_innermost(inner), []).append(signature)
+
+
+def _innermost(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _send(session: Session) -> None:
+    waiting: _Waiting = session.info[_KEY]
+    transaction = _innermost(session)
+    signatures = waiting.pop(transaction, [])
+    if transaction and transaction.nested:
+        # A savepoint is released: what counts is the transaction around it.
+        waiting.setdefault(transaction.parent, []).extend(signatures)
+        return
+    for signature in signatures:
+        signature.apply_async()
+
+
+def _forget(session: Session, transaction: SessionTransaction) -> None:
+    # What is still there has been rolled back.
+    waiting: _Waiting = session.info[_KEY]
+    waiting.pop(transaction, None)

@@ -1,0 +1,155 @@
+"""The base class of every task."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import celery
+from celery.signals import worker_init
+
+from celery_service.brokers.redis import delays
+from celery_service.dead_letters import poison
+from celery_service.tasks import loop
+from celery_service.tasks.arguments import Arguments, InvalidArguments
+
+
+class Task(celery.Task[..., Any]):
+    """What every task of this service has unless its decorator says otherwise.
+
+    The body may be an `async def`: it runs on the event loop of the thread that executes the task.
+
+    `autoretry_for` waits a random part of 1, 2, 4, … minutes, at most of 10, so that a service that
+    was down isn't met by everybody at once. After `max_retries` the task fails.
+    """
+
+    max_retries = 3
+    default_retry_delay = 60
+    retry_backoff = 60
+    retry_backoff_max = 600
+    retry_jitter = True
+    # What can't succeed isn't tried again, whatever `autoretry_for` names.
+    dont_autoretry_for = (InvalidArguments,)
+
+    # CELERY_TASK_TIME_LIMIT is the worker's. Celery would have publishers write theirs into each
+    # message, where it overrules the worker. A limit in the decorator still travels.
+    from_config = tuple(
+        (attribute, setting)
+        for attribute, setting in celery.Task.from_config
+        if attribute not in ("time_limit", "soft_time_limit")
+    )
+
+    # What the body takes; None with `typing=False`, which is Celery's way to turn checks off.
+    _arguments: Arguments | None = None
+
+    # What returns a coroutine, where the body is an `async def`.
+    _coroutine_function: Callable[..., Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Every decorator makes a class with the body as `run`; `autoretry_for` wraps it afterwards.
+        super().__init_subclass__(**kwargs)
+        body = cls.__dict__.get("run")
+        function = body.__func__ if isinstance(body, staticmethod) else body
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__qualname__} yields; a task is a coroutine that returns")
+        # Celery makes tasks of its own from our class, such as `celery.chord_unlock`.
+        if function is None or cls.__module__.startswith("celery."):
+            return
+
+        def as_attribute(function: Callable[..., Any]) -> Any:
+            return staticmethod(function) if isinstance(body, staticmethod) else function
+
+        if cls.typing is not False:
+            name = cls.name or f"{cls.__module__}.{cls.__qualname__}"
+            bound = not isinstance(body, staticmethod)
+            cls._arguments = Arguments(name, function, bound=bound)
+            function = cls._arguments.checked(function)
+        # A decorator between ours and the `async def` may hide it.
+        if inspect.iscoroutinefunction(inspect.unwrap(function)):
+            cls._coroutine_function = as_attribute(function)
+            function = _on_the_loop(function)
+        setattr(cls, "run", as_attribute(function))  # noqa: B010
+
+    def before_start(self, *_: Any) -> None:
+        """Give up on a message whose process has died each time."""
+        poison.refuse(self.app, self.request)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Send the task, unless it could only fail.
+
+        Raises:
+            InvalidArguments: The body doesn't take these arguments.
+            ValueError: It would wait longer than Redis lets it.
+        """
+        delays.refuse_too_long(self, options.get("countdown"), options.get("eta"))
+        if self._arguments:
+            try:
+                self._arguments.check(args or (), kwargs or {})
+            except InvalidArguments:
+                # What follows a task, such as the callback of a chord, is sent by the worker.
+                # Nobody would hear of an error there, so it fails where it runs.
+                follows = options.keys() & {"parent_id", "reply_to"}
+                if not (follows and self.app.current_worker_task):
+                    raise
+        return super().apply_async(args, kwargs, *rest, **options)
+
+    def signature(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Prepare a call. The place of arguments isn't known yet where others may join them."""
+        known = (args or ()) if options.get("immutable") else ()
+        if self._arguments and (known or kwargs):
+            self._arguments.check(known, kwargs or {}, complete=False)
+        return super().signature(args, kwargs, *rest, **options)
+
+    async def call_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body here and now, where an event loop runs already: no broker, no retries.
+
+        Raises:
+            TypeError: The task is no `async def`.
+        """
+        if self._coroutine_function is None:
+            raise TypeError(f"{self.name} is no async task; call it")
+        return await self._coroutine_function(*args, **kwargs)
+
+
+def install(app: celery.Celery) -> None:
+    """Make `Task` the base class of the tasks of `app`, and check them when a worker starts."""
+    app.task_cls = Task  # type: ignore[assignment]  # a class will do: celery/app/base.py
+
+    def check(sender: Any, **kwargs: object) -> None:
+        if sender.app is app:
+            _refuse_what_can_not_run(sender)
+            delays.check_tasks(app)
+
+    worker_init.connect(check, weak=False)
+
+
+def _on_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return loop.run(function(*args, **kwargs), _soft_time_limit())
+
+    return run
+
+
+def _soft_time_limit() -> float | None:
+    """Return the limit of the task that runs, in seconds; only loops that get no signal heed it."""
+    task: celery.Task[..., Any] | None = celery.current_app.current_task
+    if task is None or task.request.called_directly or task.request.is_eager:
+        return None
+    soft_of_message = (task.request.timelimit or (None, None))[1]
+    limit: float | None = soft_of_message or task.app.conf.task_soft_time_limit
+    return limit
+
+
+def _refuse_what_can_not_run(worker: Any) -> None:
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    for name, task in sorted(worker.app.tasks.items()):
+        if inspect.iscoroutinefunction(task.run):
+            # Celery would report success without having run it.
+            raise SystemExit(f"The task {name} is an `async def` on another base than celery.Task.")
+        # Green threads replace the functions of the system that an event loop waits with.
+        if getattr(task, "_coroutine_function", None) and ("gevent" in pool or "eventlet" in pool):
+            raise SystemExit(
+                f"The pool {pool} can't run async tasks such as {name}; "
+                "use --pool=prefork, threads or solo."
+            )
