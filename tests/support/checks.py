@@ -1,6 +1,7 @@
 """What must hold in every rendered file and tree. Each check yields one sentence for each problem.
 
-A new option extends the tables at the top: its words, its owned files, what it imports.
+A new option extends the tables at the top: its extra, its words, its owned files. The library in `runtime/` is the same
+in every project: what must hold in it is checked once, by tests/template/test_library.py.
 """
 
 import ast
@@ -14,13 +15,31 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from .render import File, Tree
+from .sources import (
+    LIBRARY,
+    LIBRARY_DISTRIBUTION,
+    LIBRARY_PACKAGE,
+    Dependencies,
+    bound_names,
+    dependencies,
+    imports,
+    interpolated_in,
+    is_library,
+    library_files,
+    links,
+    module_of,
+    python_files,
+    settings_of,
+    third_party,
+    variables_of,
+    words,
+)
 
 Check = Callable[[Any], Iterable[str]]
 
@@ -28,11 +47,10 @@ Check = Callable[[Any], Iterable[str]]
 
 OWNED = "Owned by the template"
 OWNED_FILES = (
-    "{package_slug}/runtime/*",
+    "runtime/README.md",
+    "runtime/pyproject.toml",
     "deploy/*",
     "migrations/env.py",
-    "migrations/check.py",
-    "tests/integration/servers/*",
     ".github/*",
     ".gitlab*",
     ".dockerignore",
@@ -55,14 +73,27 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
-UNPARSED |= {".mako"}
+UNPARSED |= {".mako", ".lua"}
+
+#: Extra of the library → the option that asks for it.
+EXTRAS = {
+    "redis": "use_redis",
+    "rabbitmq": "use_rabbitmq",
+    "sqlalchemy": "use_db",
+    "aiocache": "use_cache",
+}
+#: How the variables of the library's settings start, where they belong to an option.
+PREFIXES = {
+    "DATABASE_": "use_db",
+    "CACHE_": "use_cache",
+}
 
 #: What a file says of an option must be gone when the option isn't chosen.
 WORDS = {
     "use_db": r"sqlalchemy|alembic|sqlite|psycopg|postgres|migration|(?<!celery_)database_\w|services[./]db\b"
     r"|\bthe database\b",
     "use_rabbitmq": r"rabbit_?mq|amqp",
-    "use_cache": r"aiocache|msgpack|caching|(?<!\w)cache_(url|namespace|ttl|timeout|serializer)|services[./]cache"
+    "use_cache": r"aiocache|caching|(?<!\w)cache_(url|namespace|ttl|timeout)|services[./]cache"
     r"|cache\.sync|\bthe cache\b|inventory",
     "use_beat": r"(?<![a-z])beat(?![a-z])|celerybeat|periodic",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
@@ -73,9 +104,12 @@ WORDS = {
 MAY_MENTION = (
     ("*", r"\bamqp\.(router|queues)", "Celery calls it so whatever the broker is"),
     ("*", r"CELERY_BEAT_\w+", "one of Celery's variables; whether beat runs or not, it must not be mistaken"),
-    ("*/runtime/environment.py", r".*", "types every setting that Celery has"),
+    (
+        "tests/integration/conftest.py",
+        r"as tests do in a container",
+        "so they do, whether the service is in one or not",
+    ),
     ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
-    ("docs/dev/celery.md", r"^\|.*", "its table lists every variable that Celery has"),
 )
 
 #: Where modules come from that aren't called like their distribution, or that are part of another.
@@ -85,35 +119,32 @@ PROVIDED_BY = {
     "kombu": ("celery",),
     "vine": ("celery",),
     "dotenv": ("python-dotenv",),
+    "pydantic_core": ("pydantic",),
     "redbeat": ("celery-redbeat",),
     "starlette": ("fastapi",),
     "yaml": ("pyyaml",),
 }
-#: Declared for the running service although nothing imports it, and why.
-NOT_IMPORTED = {
-    "aiosqlite": "SQLAlchemy's driver for SQLite, by the name in a URL",
-    "redis": "Celery's client for results; declared for the fast parser of its extra",
+#: Plugins of pytest that no test imports, and the fixture that is used instead.
+FIXTURES = {
+    "pytest-postgresql": "postgresql_proc",
+    "pytest-redis": "redis_proc",
 }
 
-#: What each part of the package may import of the package.
+#: What each part of the package may import of the package. Each may import the library.
 ARROWS = {
     "": set[str](),
-    # How settings are read, and the types of some.
-    "settings": {"runtime"},
-    "celery": {"runtime"},
-    "runtime": {"runtime", "settings"},
+    "settings": set[str](),
+    "celery": set[str](),
     "models": {"models"},
-    "services": {"services", "settings", "models", "runtime"},
-    "tasks": {"tasks", "celery", "services", "models", "settings", "runtime"},
-    "api": {"api", "tasks", "celery", "services", "models", "settings", "runtime"},
+    "services": {"services", "settings", "models"},
+    "tasks": {"tasks", "celery", "services", "models", "settings"},
+    "api": {"api", "tasks", "celery", "services", "models", "settings"},
 }
-#: Variables that are not settings of the app, and why.
+#: Variables that no class of settings has, and why.
 NOT_SETTINGS = {
-    "HEALTH_DIR": "runtime/health.py reads it: a probe that imports settings.py is slow",
+    "HEALTH_DIR": "celery_service/lifecycle/health.py reads it: a probe that imports pydantic is slow",
     "HEALTH_MAX_SILENCE": "likewise",
 }
-#: Celery is configured by CELERY_* and nothing else.
-WITHOUT_SETTINGS = ("runtime.config", "runtime.environment", "runtime.queues", "runtime.task")
 #: The one import of services in celery.py, inside the function that is called when a worker starts.
 LATE_IMPORTS = {("celery", "services", "setup_caches")}
 
@@ -201,155 +232,7 @@ def parses(file: File) -> Iterator[str]:
 
 FILE_CHECKS: list[Check] = [has_a_plain_path, has_no_residue, has_content, has_no_scars, parses]
 
-# --- what files say, read once for each content -----------------------------------------------------------------------
-
-
-class Import(NamedTuple):
-    """`from module import name` inside `function`, or `import module`."""
-
-    module: str
-    name: str = ""
-    function: str = ""
-
-
-@cache
-def module_of(path: str) -> str:
-    """The dotted name of a Python file."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-@cache
-def syntax_tree(file: File) -> ast.Module:
-    try:
-        return ast.parse(file.data)
-    except SyntaxError:  # which `parses` reports
-        return ast.Module([], [])
-
-
-@cache
-def imports(file: File) -> frozenset[Import]:
-    return frozenset(_imports(syntax_tree(file), file.path, ""))
-
-
-def _imports(parent: ast.AST, path: str, function: str) -> Iterator[Import]:
-    for node in ast.iter_child_nodes(parent):
-        inside = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
-        if isinstance(node, ast.Import):
-            yield from (Import(alias.name, "", function) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = path.split("/")[: -node.level] if node.level else []
-            module = ".".join([*base, *filter(None, [node.module])])
-            yield from (Import(module, alias.name, function) for alias in node.names)
-        else:
-            yield from _imports(node, path, inside)
-
-
-@cache
-def bound_names(file: File) -> frozenset[str]:
-    """What a module defines at its top level, under conditions included."""
-    found = set[str]()
-    pending: list[ast.AST] = [syntax_tree(file)]
-    while pending:
-        for node in ast.iter_child_nodes(pending.pop()):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found.add(node.name)
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
-            else:
-                pending.append(node)
-    return frozenset(found)
-
-
-@cache
-def third_party(file: File, internal: frozenset[str]) -> frozenset[str]:
-    tops = {each.module.partition(".")[0] for each in imports(file)}
-    return frozenset(tops - internal - sys.stdlib_module_names)
-
-
-@cache
-def words(file: File) -> frozenset[str]:
-    return frozenset(re.findall(r"[\w-]+", file.text))
-
-
-@cache
-def links(file: File) -> frozenset[str]:
-    """The files that a Markdown file links to."""
-    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", file.text, flags=re.DOTALL | re.MULTILINE)
-    targets = re.findall(r"\]\(<?([^)\s>]+)", prose) + re.findall(r"^\[[^]]+\]: *(\S+)", prose, re.MULTILINE)
-    relative = {target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)}
-    return frozenset(posixpath.normpath(posixpath.join(posixpath.dirname(file.path), target)) for target in relative)
-
-
-@cache
-def mentioned_options(file: File) -> frozenset[str]:
-    text = f"{file.path}\n{file.text}"
-    for pattern, phrase, _ in MAY_MENTION:
-        if fnmatchcase(file.path, pattern):
-            text = re.sub(phrase, "", text, flags=re.MULTILINE)
-    return frozenset(option for option, word in WORDS.items() if re.search(word, text, re.IGNORECASE))
-
-
-@cache
-def says_its_owner(file: File) -> bool:
-    # After a line for the shell or the opening of a docstring, and before anything else.
-    return any(OWNED in line for line in file.text.splitlines()[:3])
-
-
-@cache
-def settings_of(file: File) -> frozenset[str]:
-    """The environment variables that a module of pydantic-settings reads."""
-    classes = [node for node in ast.walk(syntax_tree(file)) if isinstance(node, ast.ClassDef)]
-    settings = [each for each in classes if any("BaseSettings" in ast.unparse(base) for base in each.bases)]
-    fields = [node.target for each in settings for node in each.body if isinstance(node, ast.AnnAssign)]
-    return frozenset(field.id.upper() for field in fields if isinstance(field, ast.Name) and field.id != "model_config")
-
-
-@cache
-def interpolated_in(file: File) -> frozenset[str]:
-    """The variables that a Compose file takes from .env, less those that Compose or Celery know themselves."""
-    found = re.findall(r"(?<!\$)\$\{(\w+)", file.text)
-    return frozenset(name for name in found if not name.startswith(("CELERY_", "COMPOSE_")))
-
-
-@cache
-def variables_of(file: File) -> frozenset[str]:
-    """The variables that an environment file sets, or shows commented out."""
-    found = re.findall(r"^(?:# ?)?([A-Z][A-Z0-9_]*)=", file.text, re.MULTILINE)
-    return frozenset(name for name in found if not name.startswith("CELERY_"))
-
-
-class Dependencies(NamedTuple):
-    runtime: frozenset[str]
-    dev: frozenset[str]
-    tools: frozenset[str]
-    ruff: str
-
-
-@cache
-def dependencies(file: File) -> Dependencies:
-    """What a pyproject.toml declares, the tools that it configures, and how it configures ruff."""
-    try:
-        project = tomllib.loads(file.text)
-    except tomllib.TOMLDecodeError:  # which `parses` reports
-        project = {}
-    tools = project.get("tool", {})
-    runtime = project.get("project", {}).get("dependencies", [])
-    dev = project.get("dependency-groups", {}).get("dev", [])
-    return Dependencies(
-        frozenset(canonicalize_name(Requirement(each).name) for each in runtime),
-        frozenset(canonicalize_name(Requirement(each).name) for each in dev),
-        frozenset(tools) | frozenset(re.findall(r"[\w-]+", json.dumps(tools.get("pytest", {})))),
-        json.dumps([project.get("project", {}).get("requires-python"), tools.get("ruff", {})], sort_keys=True),
-    )
-
-
 # --- one tree ---------------------------------------------------------------------------------------------------------
-
-
-def python_files(tree: Tree) -> list[File]:
-    return [file for path, file in tree.files.items() if path.endswith(".py")]
 
 
 def has_no_empty_folders(tree: Tree) -> Iterator[str]:
@@ -369,61 +252,74 @@ def links_resolve(tree: Tree) -> Iterator[str]:
 
 
 def imports_resolve(tree: Tree) -> Iterator[str]:
-    modules = {module_of(file.path): file for file in python_files(tree)}
-    tops = internal_names(tree)
+    modules = {module_of(file.path): file for file in (*python_files(tree), *library_files(tree))}
+    folders = {module_of(folder) for folder in tree.folders}
+    tops = {module.partition(".")[0] for module in modules}
     for file in python_files(tree):
         for module, name, _ in imports(file):
             if module.partition(".")[0] not in tops:
                 continue
-            if module not in modules and not _is_folder(tree, module):
+            if module not in modules and module not in folders:
                 yield f"{file.path} imports {module}, which isn't there"
             elif name and f"{module}.{name}" not in modules and not _binds(modules.get(module), name):
                 yield f"{file.path} imports {name} from {module}, which doesn't have it"
-
-
-def internal_names(tree: Tree) -> frozenset[str]:
-    """The names that files of this project can be imported by: its folders and modules at the top."""
-    return frozenset({path.partition("/")[0].removesuffix(".py") for path in tree.files if path.endswith(".py")})
-
-
-def _is_folder(tree: Tree, module: str) -> bool:
-    return module.replace(".", "/") in tree.folders
 
 
 def _binds(file: File | None, name: str) -> bool:
     return file is not None and (name == "*" or not bound_names(file).isdisjoint({name, "__getattr__"}))
 
 
-def distributions(modules: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """For each module the distributions that may bring it."""
-    for module in modules:
-        yield module, PROVIDED_BY.get(module, (canonicalize_name(module),))
+def brought_by(module: str, available: Iterable[str]) -> set[str]:
+    """Which of the available distributions bring a module, or, where none does, parts of it."""
+    names = PROVIDED_BY.get(module, (canonicalize_name(module),))
+    found = {name for name in available if name in names}
+    return found or {name for name in available if name.startswith(f"{names[0]}-")}
 
 
-def dependencies_are_exact(tree: Tree) -> Iterator[str]:
+def depends_on_the_library_only(tree: Tree) -> Iterator[str]:
+    """The project names no other distribution for its service, so that its owner's lines and ours never meet."""
+    declared = dependencies(tree.files["pyproject.toml"]).runtime
+    yield from (f"{name} is declared beside the library" for name in declared.keys() - {LIBRARY_DISTRIBUTION})
+    if LIBRARY_DISTRIBUTION not in declared:
+        yield f"{LIBRARY_DISTRIBUTION} is not declared"
+        return
+    offered = dependencies(tree.files[f"{LIBRARY}pyproject.toml"]).optional.keys()
+    yield from (f"no option asks for the extra {extra}: extend EXTRAS" for extra in offered - EXTRAS.keys())
+    asked, chosen = declared[LIBRARY_DISTRIBUTION], {extra for extra, option in EXTRAS.items() if tree.context[option]}
+    yield from (f"the extra {extra} is not asked for" for extra in chosen - asked)
+    yield from (f"the extra {extra} is asked for, but wasn't chosen" for extra in asked - chosen)
+
+
+def imports_are_declared(tree: Tree) -> Iterator[str]:
+    """By the library and the extras that are asked for, or, in tests, for development; and what is declared is used."""
     declared = dependencies(tree.files["pyproject.toml"])
-    package, internal = tree.context["package_slug"], internal_names(tree)
-    runtime, others = set[str](), set[str]()
+    library = dependencies(tree.files[f"{LIBRARY}pyproject.toml"])
+    extras = declared.runtime.get(LIBRARY_DISTRIBUTION, frozenset())
+    installed = library.runtime.keys() | set().union(*(library.optional.get(extra, ()) for extra in extras))
+    internal = frozenset({path.partition("/")[0].removesuffix(".py") for path in tree.files if path.endswith(".py")})
+    service, others = set[str](), set[str]()
     for file in python_files(tree):
-        in_service = file.path.startswith((f"{package}/", "migrations/"))
-        (runtime if in_service else others).update(third_party(file, internal))
-    used = set[str]()
-    for modules, available in ((runtime, declared.runtime), (others, declared.runtime | declared.dev)):
-        for module, names in distributions(modules):
-            found = {name for name in available if name in names or name.startswith(f"{names[0]}-")}
-            used |= found
-            if not found:
-                yield f"{module} is imported but not declared{' for the service' if modules is runtime else ''}"
-    yield from (f"{name} is declared but not imported" for name in declared.runtime - used - NOT_IMPORTED.keys())
-    yield from (f"{name} is declared for development but not used" for name in _idle(tree, declared, used))
+        in_service = file.path.startswith((f"{tree.context['package_slug']}/", "migrations/"))
+        (service if in_service else others).update(third_party(file, internal | {LIBRARY_PACKAGE}))
+    yield from (
+        f"{module} is imported but not declared for the service"
+        for module in service
+        if not brought_by(module, installed)
+    )
+    found = {module: brought_by(module, installed | declared.dev) for module in others}
+    yield from (f"{module} is imported but not declared" for module, names in found.items() if not names)
+    used = set[str]().union(*found.values())
+    yield from (f"{name} is declared for development but not used" for name in _idle(tree, declared, used, installed))
 
 
-def _idle(tree: Tree, declared: Dependencies, used: set[str]) -> Iterator[str]:
+def _idle(tree: Tree, declared: Dependencies, used: set[str], installed: Iterable[str]) -> Iterator[str]:
     """Development dependencies that no test imports, nothing runs, and no table in pyproject.toml configures."""
     commands = [file for path, file in tree.files.items() if path == "Makefile" or path.endswith((".yml", ".yaml"))]
     for name in declared.dev - used - declared.tools:
         typed = re.sub(r"^types-|-(types|stubs)$", "", name)
-        if typed in declared.runtime | declared.dev and typed != name:
+        if typed != name and typed in {*installed, *declared.dev}:
+            continue
+        if any(FIXTURES.get(name, "") in words(file) for file in python_files(tree)):
             continue
         if not any(name in words(file) for file in commands):
             yield name
@@ -442,7 +338,7 @@ def wrong_arrows(file: File, package: str) -> tuple[str, ...]:
     layer = here.partition(".")[0]
     if layer not in ARROWS:
         return (f"{file.path} belongs to no part of the package: extend ARROWS",)
-    allowed = ARROWS[layer] - ({"settings"} if here in WITHOUT_SETTINGS else set())
+    allowed = ARROWS[layer]
     found = []
     for module, name, function in imports(file):
         top, _, inner = module.partition(".")
@@ -454,18 +350,36 @@ def wrong_arrows(file: File, package: str) -> tuple[str, ...]:
 
 
 def options_not_chosen_are_not_mentioned(tree: Tree) -> Iterator[str]:
+    """But in the library, all of which is always there."""
     off = {option for option in WORDS if not tree.context[option]}
     for file in tree:
-        for option in mentioned_options(file) & off:
-            yield f"{file.path} mentions what belongs to {option}, which is off"
+        if not is_library(file):
+            for option in mentioned_options(file) & off:
+                yield f"{file.path} mentions what belongs to {option}, which is off"
+
+
+@cache
+def mentioned_options(file: File) -> frozenset[str]:
+    text = f"{file.path}\n{file.text}"
+    for pattern, phrase, _ in MAY_MENTION:
+        if fnmatchcase(file.path, pattern):
+            text = re.sub(phrase, "", text, flags=re.MULTILINE)
+    return frozenset(option for option, word in WORDS.items() if re.search(word, text, re.IGNORECASE))
 
 
 def settings_are_documented(tree: Tree) -> Iterator[str]:
-    read = settings_of(tree.files[f"{tree.context['package_slug']}/settings.py"])
+    """Those of the service, those of the library that belong to what was chosen, and those of Compose."""
+    read = set(settings_of(tree.files[f"{tree.context['package_slug']}/settings.py"]))
+    for file in library_files(tree):
+        read |= {name for name in settings_of(file) if _is_chosen(name, tree)}
     read |= {name for path, file in tree.files.items() if path.startswith("compose") for name in interpolated_in(file)}
     shown = variables_of(tree.files[".env.example"]) - NOT_SETTINGS.keys()
     yield from (f"{name} is read but not in .env.example" for name in read - shown)
     yield from (f"{name} is in .env.example but nothing reads it" for name in shown - read)
+
+
+def _is_chosen(variable: str, tree: Tree) -> bool:
+    return all(tree.context[option] for prefix, option in PREFIXES.items() if variable.startswith(prefix))
 
 
 def owners_are_named(tree: Tree) -> Iterator[str]:
@@ -477,11 +391,18 @@ def owners_are_named(tree: Tree) -> Iterator[str]:
             yield f"{path} doesn't say at its top: {OWNED}"
 
 
+@cache
+def says_its_owner(file: File) -> bool:
+    # After a line for the shell or the opening of a docstring, and before anything else.
+    return any(OWNED in line for line in file.text.splitlines()[:3])
+
+
 TREE_CHECKS: list[Check] = [
     has_no_empty_folders,
     links_resolve,
     imports_resolve,
-    dependencies_are_exact,
+    depends_on_the_library_only,
+    imports_are_declared,
     arrows_point_one_way,
     options_not_chosen_are_not_mentioned,
     settings_are_documented,
@@ -494,7 +415,8 @@ TREE_CHECKS: list[Check] = [
 def ruff_problems(trees: Iterable[tuple[Tree, str]], root: Path) -> Iterator[str]:
     """What ruff finds, under the configuration of the project itself, in two processes for all contents.
 
-    The n-th content of each path goes to the n-th folder, with a pyproject.toml that it was rendered together with.
+    The n-th content of each path goes to the n-th folder, with a pyproject.toml that it was rendered together with. The
+    library is left out, as it is in a project.
     """
     placed = _lay_out(trees, root)
     for command in (["check"], ["format", "--check"]):

@@ -1,7 +1,10 @@
 """The template as users meet it: released versions in git, Copier's command line, projects that have been edited."""
 
+import contextlib
 import difflib
 import functools
+import io
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import copier
+import plumbum
+import pytest
 import yaml
+from copier._cli import CopierApp
 
-from support.project import REPOSITORY, Project, commit_all, copy_working_tree, working_tree
-from support.render import read_tree
+from support.environment import of_a_user
+from support.project import REPOSITORY, Project, commit_all, working_tree
+from support.render import copy_template, read_tree
 
 FIRST_COMMIT = "first commit"
 #: Lower and higher than every version that is ever released.
@@ -51,12 +58,15 @@ def first_commit(repository: Path = REPOSITORY) -> str:
 
 
 def commit_version(repository: Path, tag: str, origin: str | None = None) -> None:
-    """Commit the template as it was at `origin`, a tag or FIRST_COMMIT, or else the working tree, under `tag`."""
+    """Commit the template as it was at `origin`, a tag or FIRST_COMMIT, or else the working tree, under `tag`.
+
+    Of the working tree, only what Copier reads.
+    """
     if (repository / ".git").exists():
         git(repository, "rm", "-r", "-q", ".")
     repository.mkdir(parents=True, exist_ok=True)
     if origin is None:
-        copy_working_tree(repository)
+        copy_template(repository)
     else:
         _extract(first_commit() if origin == FIRST_COMMIT else origin, repository)
     commit_all(repository, tag)
@@ -112,17 +122,34 @@ def reasons_to_ask_for_trust(config: Mapping[str, Any]) -> list[str]:
 # --- projects -----------------------------------------------------------------------------------------------------
 
 
+def call_copier(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Call Copier's command line in this process: one of its own takes a second to start."""
+    command = ["copier", *map(str, arguments)]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plumbum.colors, "use_color", 0)
+        with plumbum.local.cwd(cwd), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            _, status = CopierApp.run(command, exit=False)
+    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+
+
 def run_copier(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Copier's command line, without anybody at the keyboard."""
+    """Run Copier's command line in a process of its own, without anybody at the keyboard."""
     return subprocess.run(
         [sys.executable, "-m", "copier", *arguments],
         cwd=cwd,
+        env=of_a_user(variables_of_copier()),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def variables_of_copier() -> dict[str, str]:
+    """The variables that keep a developer's own settings out of the tests."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COPIER_")}
 
 
 def read_answers(folder: Path) -> dict[str, Any]:
@@ -196,22 +223,33 @@ def test_of_the_user() -> None:
 NEW_FILE = '"""Written by the user."""\n'
 
 
+def edits_of_a_user(slug: str) -> dict[str, Callable[[str], str]]:
+    """The files of the template that a user changes, and how. Raises LookupError where the place isn't there."""
+
+    def edit_pyproject(text: str) -> str:
+        text = _below("# yours below this line", '    "httpx>=0.28",')(text)
+        return _replacing('version = "0.1.0"', 'version = "0.2.0"')(text)
+
+    return {
+        f"{slug}/tasks/email.py": lambda text: text + TASK,
+        "tests/tasks/test_email.py": lambda text: text + TEST,
+        f"{slug}/settings.py": _below("--- yours", "    newsletter_size: int = 10"),
+        "pyproject.toml": edit_pyproject,
+    }
+
+
 def edit_like_a_user(project: Project) -> None:
-    """Change a project as its owner does. Raises LookupError when the place for an edit is not there."""
-    package, tests = project.folder / project.slug, project.folder / "tests"
-    _edit(package / "tasks/email.py", lambda text: text + TASK)
-    _edit(tests / "tasks/test_email.py", lambda text: text + TEST)
-    _edit(package / "settings.py", _below("--- yours", "    newsletter_size: int = 10"))
-    _edit(project.folder / "pyproject.toml", _below("# yours below this line", '    "httpx>=0.28",'))
-    _edit(project.folder / "pyproject.toml", _replacing('version = "0.1.0"', 'version = "0.2.0"'))
-    (package / "tasks/newsletter.py").write_text(NEW_FILE, encoding="utf-8")
+    """Change a project as its owner does: change files, add some, delete examples.
+
+    Raises LookupError when the place for an edit is not there.
+    """
+    for path, edit in edits_of_a_user(project.slug).items():
+        file = project.folder / path
+        file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
+    (project.folder / project.slug / "tasks/newsletter.py").write_text(NEW_FILE, encoding="utf-8")
     (project.folder / "NOTES.md").write_text("Ours.\n", encoding="utf-8")
-    for example in (package / "tasks/reports.py", tests / "tasks/test_reports.py"):
-        example.unlink()
-
-
-def _edit(path: Path, change: Callable[[str], str]) -> None:
-    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for example in (f"{project.slug}/tasks/reports.py", "tests/tasks/test_reports.py"):
+        (project.folder / example).unlink()
 
 
 def _below(anchor: str, line: str) -> Callable[[str], str]:

@@ -1,7 +1,7 @@
 """What Copier would write for each combination, without running Copier for each.
 
 Every path segment and every body is compiled once, and rendered once for each distinct set of the variables that it
-mentions. tests/test_render.py proves the result equal to Copier's own.
+mentions. tests/template/test_render.py proves the result equal to Copier's own.
 """
 
 import os
@@ -21,7 +21,7 @@ from support.space import Combination, Template
 
 REPOSITORY = Path(__file__).parents[2]
 #: What makes up a template, and what a developer's tools may have left in it.
-PARTS = ("copier.yml", "template", "includes")
+PARTS = ("copier.yml", "template", "includes", "hooks")
 LEFTOVERS = shutil.ignore_patterns("__pycache__", ".*_cache", ".venv", ".dev")
 
 

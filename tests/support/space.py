@@ -5,7 +5,7 @@ The questions are evaluated by Copier's own code, once for each distinct set of 
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
@@ -40,6 +40,7 @@ class Template:
         self.suffix = self.worker.template.templates_suffix
         self.answers_file = str(self.worker.template.answers_relpath)
         self.mentions = cache(self._mentions)
+        self.decides_on = cache(self._decides_on)
 
     def _mentions(self, source: str) -> frozenset[str]:
         """The variables that `source`, and whatever it imports or includes, takes from the context."""
@@ -51,6 +52,15 @@ class Template:
                 if path.is_file():
                     found |= self.mentions(path.read_text())
         return frozenset(found)
+
+    def _decides_on(self, name: str) -> frozenset[str]:
+        """The questions that another one's answer decides on: whether they are asked, and what may be answered."""
+        found = {name}
+        for question, details in self.questions.items():
+            sources = _strings([details.get(key) for key in EVALUATED])
+            if any(self.mentions(source) & found for source in sources):
+                found.add(question)
+        return frozenset(found - {name})
 
 
 class Vocabulary:
@@ -203,14 +213,25 @@ def _is_valid(question: Question, answer: Any) -> bool:
     return True
 
 
-def read_space(template: Template, first: str = FIRST_QUESTION) -> list[Combination]:
-    """Every answerable combination, in the order of the questions and of their choices."""
+def read_space(
+    template: Template, varied_names: Collection[str] | None = None, given: Mapping[str, Any] | None = None
+) -> list[Combination]:
+    """Every answerable combination, in the order of the questions and of their choices.
+
+    Only the named questions vary, by default those from `broker` down; the others have the given answers, or else their
+    defaults.
+    """
     vocabulary = Vocabulary(tuple(template.questions))
-    start = vocabulary.index[first]
+    if varied_names is None:
+        varied_names = vocabulary.names[vocabulary.index[FIRST_QUESTION] :]
     # codes, then the indices of the questions that vary here, then of those that are asked
     partial: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [((), (), ())]
     for index, name in enumerate(vocabulary.names):
-        asker = _Asker(template, vocabulary, name, may_vary=index >= start)
+        if given and name in given:
+            code = vocabulary.code(index, given[name])
+            partial = [((*codes, code), varied, (*asked, index)) for codes, varied, asked in partial]
+            continue
+        asker = _Asker(template, vocabulary, name, may_vary=name in varied_names)
         longer = []
         for codes, varied, asked in partial:
             outcome = asker.outcome(codes)
@@ -219,6 +240,24 @@ def read_space(template: Template, first: str = FIRST_QUESTION) -> list[Combinat
             longer += [((*codes, code), now_varied, now_asked) for code in outcome.codes]
         partial = longer
     return [Combination(vocabulary, *parts) for parts in partial]
+
+
+def changes_of_an_answer(
+    template: Template, combinations: Sequence[Combination]
+) -> Iterator[tuple[Combination, Combination]]:
+    """Every two combinations between which one answer changes, and with it those that it decides on."""
+    names = combinations[0].vocabulary.names
+    varied = sorted({index for combination in combinations for index in combination.varied})
+    for index in varied:
+        free = template.decides_on(names[index]) | {names[index]}
+        key = combinations[0].vocabulary.projection(names[i] for i in varied if names[i] not in free)
+        alike: dict[Hashable, list[Combination]] = {}
+        for combination in combinations:
+            alike.setdefault(key(combination.codes), []).append(combination)
+        for group in alike.values():
+            for before, after in itertools.permutations(group, 2):
+                if before.codes[index] != after.codes[index]:
+                    yield before, after
 
 
 def covering_set(combinations: Sequence[Combination], strength: int) -> list[Combination]:

@@ -21,12 +21,13 @@ from support.checks import (
     WORDS,
     Check,
     arrows_point_one_way,
-    dependencies_are_exact,
+    depends_on_the_library_only,
     has_a_plain_path,
     has_content,
     has_no_empty_folders,
     has_no_residue,
     has_no_scars,
+    imports_are_declared,
     imports_resolve,
     links_resolve,
     options_not_chosen_are_not_mentioned,
@@ -148,35 +149,54 @@ PYPROJECT = f"""\
 # {OWNED}
 [project]
 requires-python = ">=3.11"
-dependencies = ["celery[redis]>=5.7"]
+dependencies = ["celery-service[redis]"]
 [dependency-groups]
 dev = ["pytest"]
 [tool.pytest]
 [tool.ruff.lint]
 select = ["F", "I"]
 """
+LIBRARY = f"""\
+# {OWNED}
+[project]
+dependencies = ["celery[redis]>=5.7"]
+[project.optional-dependencies]
+redis = ["hiredis"]
+sqlalchemy = ["sqlalchemy"]
+"""
 #: A project that is right; each mutation spoils one thing.
 SOUND = {
     "pyproject.toml": PYPROJECT,
     "README.md": "[the tasks](shop/tasks/mail.py)\n",
-    ".env.example": f"# {OWNED}\nSMTP_HOST=localhost\n# CELERY_BROKER_URL=\n",
+    ".env.example": f"# {OWNED}\nSMTP_HOST=localhost\n# CELERY_BROKER_URL=\n# DEAD_LETTERS_MAX_COUNT=1\n",
+    "runtime/pyproject.toml": LIBRARY,
+    "runtime/README.md": f"# The library\n\n{OWNED}.\n",
+    "runtime/celery_service/__init__.py": "def install(): ...\n",
+    "runtime/celery_service/store.py": """\
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="dead_letters_")
+    max_count: int
+""",
+    "runtime/celery_service/database.py": """\
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="database_")
+    url: str
+""",
     "shop/__init__.py": "",
-    "shop/celery.py": "from celery import Celery\n\ncelery = Celery()\n",
+    "shop/celery.py": "from celery import Celery\nfrom celery_service import install\n\ncelery = Celery()\n",
     "shop/settings.py": "class Settings(BaseSettings):\n    smtp_host: str\n",
-    "shop/runtime/__init__.py": f'"""{OWNED}."""\n',
-    "shop/runtime/config.py": f'"""{OWNED}."""\n',
     "shop/tasks/__init__.py": "",
     "shop/tasks/mail.py": "from shop.celery import celery\n",
     "shop/services/__init__.py": "",
     "tests/test_mail.py": "import pytest\n\nfrom shop.tasks import mail\n",
 }
-OFF = dict.fromkeys(WORDS, False)
+CONTEXT = {**dict.fromkeys(WORDS, False), "use_redis": True}
 
 
 def mutated(changes: Mapping[str, str | None]) -> Tree:
     """The sound project with files replaced, added, or, with None, removed."""
     texts = {path: text for path, text in {**SOUND, **changes}.items() if text is not None}
-    tree = Tree.of(texts, package_slug=SLUG, **OFF)
+    tree = Tree.of(texts, package_slug=SLUG, **CONTEXT)
     removed = {posixpath.dirname(path) for path, text in changes.items() if text is None}
     return Tree(tree.files, tree.folders | removed - {""}, tree.context)
 
@@ -236,21 +256,55 @@ def test_tree_checks_pass(check: Check) -> None:
     [
         (has_no_empty_folders, {"shop/services/__init__.py": None}, "shop/services/ is empty"),
         (links_resolve, {"README.md": "[gone](docs/gone.md)\n"}, "links to docs/gone.md"),
-        (imports_resolve, {"shop/tasks/mail.py": "from shop.runtime.gone import x\n"}, "isn't there"),
-        (imports_resolve, {"shop/tasks/mail.py": "from ..runtime import gone\n"}, "doesn't have it"),
+        (imports_resolve, {"shop/tasks/mail.py": "from shop.services.gone import x\n"}, "isn't there"),
+        (imports_resolve, {"shop/tasks/mail.py": "from ..services import gone\n"}, "doesn't have it"),
+        (imports_resolve, {"shop/tasks/mail.py": "from celery_service.gone import x\n"}, "isn't there"),
+        (imports_resolve, {"shop/tasks/mail.py": "from celery_service import gone\n"}, "doesn't have it"),
         (imports_resolve, {"tests/test_mail.py": "from shop.celery import gone\n"}, "doesn't have it"),
-        (dependencies_are_exact, {"shop/celery.py": "import httpx\nimport celery\n"}, "httpx is imported"),
-        (dependencies_are_exact, {"shop/celery.py": "import celery\nimport pytest\n"}, "not declared for the service"),
-        (dependencies_are_exact, {"shop/celery.py": "\n"}, "celery is declared but not imported"),
         (
-            dependencies_are_exact,
+            depends_on_the_library_only,
+            {"pyproject.toml": PYPROJECT.replace('"celery-service[redis]"', '"celery-service[redis]", "celery"')},
+            "celery is declared beside the library",
+        ),
+        (
+            depends_on_the_library_only,
+            {"pyproject.toml": PYPROJECT.replace('"celery-service[redis]"', "")},
+            "celery-service is not declared",
+        ),
+        (
+            depends_on_the_library_only,
+            {"pyproject.toml": PYPROJECT.replace("[redis]", "")},
+            "the extra redis is not asked for",
+        ),
+        (
+            depends_on_the_library_only,
+            {"pyproject.toml": PYPROJECT.replace("[redis]", "[redis,sqlalchemy]")},
+            "the extra sqlalchemy is asked for, but wasn't chosen",
+        ),
+        (
+            depends_on_the_library_only,
+            {"runtime/pyproject.toml": LIBRARY + 'flower = ["flower"]\n'},
+            "no option asks for the extra flower",
+        ),
+        (imports_are_declared, {"shop/celery.py": "import httpx\n"}, "httpx is imported but not declared for the"),
+        (imports_are_declared, {"shop/celery.py": "import sqlalchemy\n"}, "sqlalchemy is imported but not declared"),
+        (imports_are_declared, {"shop/celery.py": "import pytest\n"}, "pytest is imported but not declared for the"),
+        (imports_are_declared, {"tests/test_mail.py": "import httpx\n"}, "httpx is imported but not declared"),
+        (
+            imports_are_declared,
             {"pyproject.toml": PYPROJECT.replace('"pytest"', '"pytest", "tox"')},
             "tox is declared for development",
         ),
-        (arrows_point_one_way, {"shop/runtime/config.py": "from shop.tasks import mail\n"}, "runtime must not"),
-        (arrows_point_one_way, {"shop/runtime/config.py": "from shop.settings import settings\n"}, "must not"),
+        (
+            imports_are_declared,
+            {"pyproject.toml": PYPROJECT.replace('"pytest"', '"pytest", "pytest-redis"')},
+            "pytest-redis is declared for development",
+        ),
         (arrows_point_one_way, {"shop/services/a.py": "from ..celery import celery\n"}, "services must not"),
+        (arrows_point_one_way, {"shop/services/a.py": "from shop.tasks import mail\n"}, "services must not"),
+        (arrows_point_one_way, {"shop/models/a.py": "from shop.services import a\n"}, "models must not"),
         (arrows_point_one_way, {"shop/celery.py": "from shop import services\n"}, "celery must not"),
+        (arrows_point_one_way, {"shop/celery.py": "from shop.settings import settings\n"}, "celery must not"),
         (arrows_point_one_way, {"shop/settings.py": "import tests\n"}, "settings must not"),
         (arrows_point_one_way, {"shop/extra.py": ""}, "no part of the package"),
         (options_not_chosen_are_not_mentioned, {"README.md": "or RabbitMQ\n"}, "use_rabbitmq"),
@@ -265,11 +319,30 @@ def test_tree_checks_pass(check: Check) -> None:
         (settings_are_documented, {".env.example": "\n"}, "SMTP_HOST is read"),
         (settings_are_documented, {".env.example": "SMTP_HOST=\n# OLD=1\n"}, "OLD is in .env.example"),
         (settings_are_documented, {"compose.yaml": "a: ${REDIS_PORT:-1}\n"}, "REDIS_PORT is read"),
-        (owners_are_named, {"shop/runtime/config.py": "a = 1\n"}, "doesn't say"),
+        (settings_are_documented, {".env.example": "SMTP_HOST=\n"}, "DEAD_LETTERS_MAX_COUNT is read"),
+        (
+            settings_are_documented,
+            {".env.example": "SMTP_HOST=\nDEAD_LETTERS_MAX_COUNT=\nDATABASE_URL=\n"},
+            "DATABASE_URL is in .env.example",
+        ),
+        (owners_are_named, {"runtime/pyproject.toml": "a = 1\n"}, "doesn't say"),
     ],
 )
 def test_tree_checks_fail(check: Check, changes: dict[str, str | None], problem: str) -> None:
     assert [found for found in check(mutated(changes)) if problem in found]
+
+
+def test_a_fixture_of_a_plugin_counts_as_its_use() -> None:
+    changes = {
+        "pyproject.toml": PYPROJECT.replace('"pytest"', '"pytest", "pytest-redis"'),
+        "tests/conftest.py": "import pytest\n\n\ndef url(redis_proc): ...\n",
+    }
+    assert not list(imports_are_declared(mutated(changes)))
+
+
+def test_the_library_may_mention_options_that_are_not_chosen() -> None:
+    changes = {"runtime/celery_service/__init__.py": "def install(): ...  # of RabbitMQ\n"}
+    assert not list(options_not_chosen_are_not_mentioned(mutated(changes)))
 
 
 def test_a_late_import_of_services_is_allowed_in_setup_caches_only() -> None:

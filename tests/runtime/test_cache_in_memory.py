@@ -1,0 +1,142 @@
+"""The cache, in memory; tests/behaviour has it in Redis, and without its Redis."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiocache  # type: ignore[import-untyped]
+import pytest
+from celery_service.config.settings import ConfigurationError, read
+from celery_service.data import cache as module
+from celery_service.data.cache import Cache, Settings, from_environment
+from celery_service.tasks import loop
+
+VALUE = {"texts": ["a", "é"], "numbers": [1, 2.5, -3], "nothing": None, "yes": True}
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
+    """An empty cache."""
+    monkeypatch.setattr(module, "settings", Settings())
+    aiocache.caches.set_config({"default": from_environment(namespace="unit")})
+    cache = Cache()
+    yield cache
+    loop.close_loops()
+
+
+def test_sync_code_gets_what_it_set(cache: Cache) -> None:
+    cache.sync.set("key", VALUE, ttl=300)
+    assert cache.sync.get("key") == VALUE
+    cache.sync.delete("key")
+    assert cache.sync.get("key") is None
+    assert cache.sync.get("key", default=0) == 0
+
+
+def test_async_code_gets_what_it_set(cache: Cache) -> None:
+    async def use() -> Any:
+        await cache.set("key", VALUE)
+        return await cache.get("key")
+
+    assert asyncio.run(use()) == VALUE
+    assert asyncio.run(use()) == VALUE  # on another loop
+
+
+def test_a_value_expires_while_nothing_runs(cache: Cache) -> None:
+    cache.sync.set("key", "value", ttl=0.05)
+    time.sleep(0.1)  # the event loop is at rest meanwhile
+    assert cache.sync.get("key") is None
+    assert cache.sync.get_or_set("key", lambda: "new") == "new"
+
+
+@pytest.mark.parametrize("ttl", [0, -1])
+def test_a_value_is_kept_for_a_while_or_not_set(cache: Cache, ttl: float) -> None:
+    with pytest.raises(ValueError, match="ttl must be above 0"):
+        cache.sync.set("key", "value", ttl=ttl)
+
+
+def test_of_all_who_ask_one_computes(cache: Cache) -> None:
+    computed: list[int] = []
+
+    async def compute() -> int:
+        computed.append(1)
+        await asyncio.sleep(0.1)
+        return 42
+
+    async def ask() -> list[int]:
+        return await asyncio.gather(*(cache.get_or_set("key", compute) for _ in range(20)))
+
+    assert asyncio.run(ask()) == [42] * 20
+    assert len(computed) == 1
+
+
+def test_an_error_while_computing_is_not_kept(cache: Cache) -> None:
+    with pytest.raises(ZeroDivisionError):
+        cache.sync.get_or_set("key", lambda: 1 // 0)
+    assert cache.sync.get_or_set("key", lambda: 1) == 1
+
+
+async def _hang() -> str:
+    await asyncio.sleep(60)
+    return ""
+
+
+async def _answer() -> str:
+    return "answer"
+
+
+def test_nobody_waits_longer_than_the_lease(cache: Cache) -> None:
+    async def one_hangs() -> str:
+        hanging = asyncio.ensure_future(cache.get_or_set("key", _hang, lease=0.2))
+        await asyncio.sleep(0.05)
+        answer = await cache.get_or_set("key", _answer, lease=0.2)
+        hanging.cancel()
+        return answer
+
+    assert asyncio.run(one_hangs()) == "answer"
+
+
+def test_what_can_not_be_kept_is_an_error(cache: Cache) -> None:
+    with pytest.raises(TypeError):
+        cache.sync.set("key", object())
+
+
+def test_sync_code_below_a_running_loop_is_refused(cache: Cache) -> None:
+    async def wrong() -> None:
+        cache.sync.get("key")
+
+    with pytest.raises(RuntimeError, match="event loop runs"):
+        asyncio.run(wrong())
+
+
+# --- CACHE_* ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_says_where_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_URL", "redis://localhost:1/1")
+    monkeypatch.setenv("CACHE_NAMESPACE", "theirs")
+    monkeypatch.setenv("CACHE_TTL", "7")
+    monkeypatch.setattr(module, "settings", read(Settings))
+    configuration = from_environment(namespace="ours")
+    assert configuration["cache"].__name__ == "RedisCache"
+    assert (configuration["namespace"], configuration["ttl"], configuration["timeout"]) == ("theirs", 7, 0.5)
+    monkeypatch.setenv("CACHE_NAMESPACE", "")
+    monkeypatch.setattr(module, "settings", read(Settings))
+    assert from_environment(namespace="ours")["namespace"] == "ours"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("CACHE_URL", "redis://:hunter2@localhost:port/1", "CACHE_URL must be memory:// or such as redis://:password@"),
+        ("CACHE_URL", "ftp://localhost", "CACHE_URL must be memory:// or such as redis://:password@host:6379/1."),
+        ("CACHE_TTL", "0", "CACHE_TTL is '0'; it must be greater than or equal to 0.001."),
+        ("CACHE_TIMEOUT", "never", "CACHE_TIMEOUT is 'never'; it must be a valid number."),
+    ],
+)
+def test_one_line_says_what_can_not_work(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        read(Settings)
+    assert str(caught.value).startswith(says)
+    assert "hunter2" not in str(caught.value)

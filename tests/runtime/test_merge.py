@@ -1,0 +1,263 @@
+"""Our defaults, `celeryconfig.py`, the environment, in this order; and what can't work is refused."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.app.defaults import NAMESPACES, flatten
+from celery_service.brokers import rabbitmq
+from celery_service.brokers.queues import route_by_priority
+from celery_service.config.merge import configuration
+from celery_service.config.settings import ConfigurationError
+
+from support.forks import Forks
+
+REDIS = "redis://localhost:1/0"
+RABBITMQ = "amqp://guest:guest@localhost:1//"
+#: RabbitMQ keeps no results.
+RESULTS = "redis://localhost:2/0"
+
+
+def configured(root: Path, **settings: str) -> dict[str, Any]:
+    """The configuration of a project in `root`; `task_time_limit="5"` stands for CELERY_TASK_TIME_LIMIT."""
+    if settings.get("broker_url", "").partition("://")[0] in rabbitmq.SCHEMES:
+        settings = {"result_backend": RESULTS} | settings
+    environ = {f"CELERY_{name.upper()}": value for name, value in settings.items() if value}
+    return configuration(root=root, routes={"a.*": "low_priority"}, environ=environ)
+
+
+@pytest.mark.parametrize("url", [REDIS, RABBITMQ, "memory://", "filesystem://localhost"])
+def test_every_default_is_a_setting_of_celery(tmp_path: Path, url: str) -> None:
+    assert configured(tmp_path, broker_url=url).keys() <= dict(flatten(NAMESPACES)).keys()
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, "CELERY_BROKER_URL is not set; name a broker such as redis://localhost:6379/0 or amqp://"),
+        ({"broker_url": "sqs://:hunter2@x"}, "CELERY_BROKER_URL starts with 'sqs'; it must start with redis://, "),
+        ({"broker_url": "hunter2"}, "CELERY_BROKER_URL starts with"),
+        (
+            {"task_soft_time_limit": "600"},
+            "CELERY_TASK_SOFT_TIME_LIMIT is 600; it must be below CELERY_TASK",
+        ),
+        ({"worker_soft_shutdown_timeout": "none"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is None; it must be a number"),
+        ({"worker_soft_shutdown_timeout": "inf"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is inf; it must be a number"),
+        ({"worker_soft_shutdown_timeout": "-1"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is -1.0; it must be a number"),
+        ({"task_time_limit": "none"}, "CELERY_TASK_TIME_LIMIT is none; then CELERY_BROKER_TRANSPORT_OPTIONS must hold"),
+        (
+            {"broker_transport_options": '{"visibility_timeout": 60}'},
+            "CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout 60; it must be above CELERY_TASK_TIME_LIMIT, 600,",
+        ),
+        ({"broker_url": "sentinel://a:1"}, 'CELERY_BROKER_TRANSPORT_OPTIONS must hold a "master_name" when'),
+        (
+            {"broker_url": RABBITMQ, "result_backend": ""},
+            "CELERY_RESULT_BACKEND is not set; with RabbitMQ,",
+        ),
+        ({"config_module": "missing"}, "CELERY_CONFIG_MODULE is 'missing', which can't be imported: No module named"),
+    ],
+)
+def test_one_line_says_what_can_not_work(tmp_path: Path, variables: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configured(tmp_path, **({"broker_url": REDIS} | variables if variables else {}))
+    text = str(caught.value)
+    assert text.startswith(says)
+    assert "\n" not in text
+    assert "hunter2@" not in text
+
+
+def test_options_of_a_transport_are_added_to_ours(tmp_path: Path) -> None:
+    settings = configured(tmp_path, broker_url=REDIS, broker_transport_options='{"max_connections": 20}')
+    options = settings["broker_transport_options"]
+    assert options["max_connections"] == 20
+    assert options["queue_order_strategy"] == "priority"
+    assert options["visibility_timeout"] == 1260  # 600 limit + 600 longest delay + 60
+
+
+def test_what_follows_from_the_time_limit(tmp_path: Path) -> None:
+    settings = configured(tmp_path, broker_url=REDIS, task_time_limit="100")
+    assert settings["task_soft_time_limit"] == 90
+    assert settings["broker_transport_options"]["visibility_timeout"] == 760
+    settings = configured(tmp_path, broker_url=RABBITMQ, task_time_limit="none")
+    assert "task_soft_time_limit" not in settings
+    assert "visibility_timeout" not in settings["broker_transport_options"]
+
+
+def test_a_configuration_does_not_change_the_next_one(tmp_path: Path) -> None:
+    before = configured(tmp_path, broker_url=REDIS)
+    configured(tmp_path, broker_url=REDIS, task_time_limit="5", broker_transport_options='{"max_connections": 20}')
+    assert configured(tmp_path, broker_url=REDIS) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "consumer", "results"),
+    [
+        (REDIS, "celery_service.brokers.redis.consumer:Consumer", REDIS),
+        ("rediss://localhost:1/0", "celery_service.brokers.redis.consumer:Consumer", "rediss://localhost:1/0"),
+        (RABBITMQ, "celery_service.brokers.rabbitmq.consumer:Consumer", RESULTS),
+        ("pyamqp://localhost:1", "celery_service.brokers.rabbitmq.consumer:Consumer", RESULTS),
+        ("memory://", "celery_service.brokers.consumer:Consumer", "cache+memory://"),
+    ],
+)
+def test_the_url_chooses_the_broker(tmp_path: Path, url: str, consumer: str, results: str) -> None:
+    settings = configured(tmp_path, broker_url=url)
+    assert settings["worker_consumer"] == consumer
+    assert settings["result_backend"] == results
+    assert list(settings["task_queues"]) == ["high_priority", "default", "low_priority", "dead_letter"]
+    # Celery finds the class, and the queues.
+    app = Celery("unit", set_as_current=False)
+    app.config_from_object(settings)
+    module, _, name = consumer.partition(":")
+    assert app.amqp.queues["high_priority"].exchange.name == "high_priority"
+    assert hasattr(importlib.import_module(module), name)
+
+
+def test_without_a_server_messages_go_through_folders_of_the_project(tmp_path: Path) -> None:
+    root = tmp_path / "a project"
+    root.mkdir()
+    settings = configured(root, broker_url="filesystem://localhost")
+    assert settings["result_backend"] == f"file://{root}/.dev/results"
+    assert settings["broker_transport_options"]["data_folder_in"] == f"{root}/.dev/messages"
+    assert {path.name for path in (root / ".dev").iterdir()} == {"messages", "control", "results"}
+
+
+@pytest.mark.parametrize(
+    ("options", "queue"),
+    [
+        ({}, None),
+        ({"priority": 9}, "high_priority"),
+        ({"priority": 7}, "high_priority"),
+        ({"priority": 6}, None),
+        ({"priority": 3}, None),
+        ({"priority": 2}, "low_priority"),
+        ({"priority": 0}, "low_priority"),
+        ({"priority": 9, "queue": "mine"}, None),
+    ],
+)
+def test_a_priority_chooses_a_queue(options: dict[str, object], queue: str | None) -> None:
+    assert route_by_priority("task", (), {}, options) == (queue and {"queue": queue})
+
+
+# --- celeryconfig.py --------------------------------------------------------------------------------------------------
+
+
+def test_celeryconfig_stands_between_our_defaults_and_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "celeryconfig.py").write_text(
+        "from __future__ import annotations\n"
+        "import os\n"
+        "from datetime import timedelta\n"
+        "from kombu import Queue\n"
+        "_hour = 3600\n"
+        "task_time_limit = _hour\n"
+        "result_expires = timedelta(hours=2)\n"
+        "worker_prefetch_multiplier = 3\n"
+        "broker_url = 'redis://from-file:1/0'\n"
+        "task_queues = [Queue('mine')]\n"
+    )
+    settings = configured(tmp_path, worker_prefetch_multiplier="2")
+    app = Celery("unit", set_as_current=False)
+    app.config_from_object(settings)
+    assert settings["broker_url"] == settings["result_backend"] == "redis://from-file:1/0"
+    assert settings["result_expires"].total_seconds() == 7200
+    assert settings["task_time_limit"] == 3600
+    assert settings["task_soft_time_limit"] == 3240
+    assert settings["worker_prefetch_multiplier"] == 2
+    assert list(app.amqp.queues) == ["mine"]
+    assert settings["task_acks_late"] is True
+    assert settings["broker_transport_options"]["visibility_timeout"] == 3600 + 660
+    assert configured(tmp_path, broker_url="redis://environment:1/0")["broker_url"] == "redis://environment:1/0"
+
+
+@pytest.mark.parametrize("name", ["task_ack_late", "minutes"])
+def test_an_unknown_name_in_celeryconfig_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "celeryconfig.py").write_text(f"{name} = 60\n")
+    with pytest.raises(ConfigurationError) as caught:
+        configured(tmp_path, broker_url="memory://")
+    assert str(caught.value).startswith(f"celeryconfig.py: {name} is not a setting of Celery (helpers start with an")
+    assert ("did you mean task_acks_late?" in str(caught.value)) == (name == "task_ack_late")
+
+
+def test_options_in_celeryconfig_must_be_a_dict(tmp_path: Path) -> None:
+    (tmp_path / "celeryconfig.py").write_text("broker_transport_options = [1]\n")
+    with pytest.raises(ConfigurationError, match=r"^broker_transport_options must be a dict, not list\.$"):
+        configured(tmp_path, broker_url="memory://")
+
+
+# --- what a process makes of it ---------------------------------------------------------------------------------------
+
+SHOW = """
+import json
+from my_service.celery import celery
+from kombu.transport import TRANSPORT_ALIASES
+conf = celery.conf
+print(json.dumps({
+    "broker": conf.broker_url, "results": conf.result_backend, "late": conf.task_acks_late,
+    "concurrency": conf.worker_concurrency, "routes": conf.task_routes, "serializer": conf.task_serializer,
+    "uri": celery.connection_for_write().as_uri(include_password=True), "transport": TRANSPORT_ALIASES["redis"],
+}, default=str))
+"""
+
+
+def test_the_app_uses_what_the_environment_says(forks: Forks, service: Path) -> None:
+    """The settings as Celery sees them, not as we have read them."""
+    secret = service / "secret"
+    secret.write_text("redis://:hunter2@broker:1/2\n")
+    variables = {
+        "CELERY_BROKER_URL_FILE": str(secret),
+        "CELERY_RESULT_BACKEND": "redis://results:3/4",
+        "CELERY_TASK_ACKS_LATE": "false",
+        "CELERY_WORKER_CONCURRENCY": "3",
+        "CELERY_TASK_ROUTES": '{"a.*": {"queue": "b"}}',
+    }
+    done = forks.run(SHOW, service, variables)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {
+        "broker": "redis://:hunter2@broker:1/2",
+        "results": "redis://results:3/4",
+        "late": False,
+        "concurrency": 3,
+        "routes": {"a.*": {"queue": "b"}},
+        "serializer": "json",
+        "uri": "redis://:hunter2@broker:1/2",
+        "transport": "celery_service.brokers.redis.transport:Transport",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, "CELERY_BROKER_URL is not set"),
+        ({"CELERY_TASK_ACK_LATE": "1"}, "did you mean CELERY_TASK_ACKS_LATE?"),
+        ({"CELERY_BEAT_SCHEDULE": "{}"}, "CELERY_BEAT_SCHEDULE means the schedule file"),
+        ({"CELERY_BROKER_URL_FILE": "/missing"}, "'/missing' can't be read: No such file"),
+        ({"DEAD_LETTERS_MAX_COUNT": "0"}, "DEAD_LETTERS_MAX_COUNT is '0'; it must be greater than or equal to 1."),
+    ],
+)
+def test_one_line_and_nothing_else_ends_every_process(
+    forks: Forks, service: Path, variables: dict[str, str], says: str
+) -> None:
+    if variables and "CELERY_BROKER_URL_FILE" not in variables:
+        variables = {"CELERY_BROKER_URL": "memory://"} | variables
+    before = {path for path in service.rglob("*") if "__pycache__" not in path.parts}
+    processes = [forks.run("import my_service.celery", service, variables)]
+    processes += [
+        forks.celery("-A", "my_service.celery", *command, folder=service, variables=variables)
+        for command in (["worker"], ["beat"], ["inspect", "ping"])
+    ]
+    for done in processes:
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert {path for path in service.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_a_task_module_that_can_not_be_imported_stops_the_worker(forks: Forks, service: Path) -> None:
+    (service / "my_service" / "tasks" / "broken.py").write_text("import a_library_that_is_missing\n")
+    variables = {"CELERY_BROKER_URL": "memory://"}
+    done = forks.celery("-A", "my_service.celery", "worker", "--pool=solo", folder=service, variables=variables)
+    assert done.returncode != 0
+    assert "a_library_that_is_missing" in done.stderr

@@ -1,0 +1,221 @@
+"""What is checked and said when a worker or beat starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from celery_service.lifecycle import versions
+
+from support.forks import Forks
+
+MEMORY = {"CELERY_BROKER_URL": "memory://"}
+REDIS = {"CELERY_BROKER_URL": "redis://localhost:1/0"}
+
+# --- beat -------------------------------------------------------------------------------------------------------------
+
+BEAT = """
+from my_service.celery import celery
+from celery.apps.beat import Beat
+{schedule}
+from celery import beat
+def tick(self):
+    print("started")
+    raise KeyboardInterrupt
+beat.Scheduler.tick = tick
+Beat(app=celery, quiet=True, loglevel="ERROR", schedule="schedule").run()
+"""
+HANDLER = """
+@celery.on_after_finalize.connect
+def set_up(sender, **kwargs):
+    {body}
+"""
+
+
+def start_beat(forks: Forks, service: Path, schedule: str) -> tuple[int, str, str]:
+    done = forks.run(BEAT.format(schedule=schedule), service, MEMORY | {"HEALTH_DIR": str(service / "health")})
+    lines = done.stderr.splitlines()
+    return done.returncode, done.stdout, lines[-1] if lines else ""
+
+
+def test_a_schedule_that_can_work_starts(forks: Forks, service: Path) -> None:
+    work = "from my_service.tasks.work import work"
+    schedule = HANDLER.format(body=f"{work}; sender.add_periodic_task(1.0, work.s(), name='work')")
+    status, printed, _ = start_beat(forks, service, schedule)
+    assert (status, printed) == (0, "started\n")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        (HANDLER.format(body="1 / 0"), "beat: set_up raised ZeroDivisionError('division by zero'): no schedule."),
+        (
+            HANDLER.format(body="sender.add_periodic_task(1.0, celery.signature('gone'), name='nightly')"),
+            "beat: entry 'nightly' names an unknown task, 'gone'.",
+        ),
+        (
+            "celery.conf.beat_schedule = {'nightly': {'task': 'gone', 'schedule': 1.0}}",
+            "beat: entry 'nightly' names an unknown task, 'gone'.",
+        ),
+    ],
+)
+def test_a_schedule_that_can_not_work_stops_beat_with_one_line(
+    forks: Forks, service: Path, schedule: str, says: str
+) -> None:
+    assert start_beat(forks, service, schedule) == (1, "", says)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+WORKER = """
+from my_service.celery import celery
+{task}
+celery.Worker(pool={pool!r})
+print("starts")
+"""
+TASK = """
+@celery.task(name="slow", {options})
+def slow(): pass
+"""
+FOREIGN = """
+from celery import Task
+
+class Foreign(Task):
+    name = 'foreign'
+    async def run(self): pass
+
+celery.register_task(Foreign())
+"""
+
+
+def start_worker(forks: Forks, service: Path, task: str, pool: str = "solo") -> tuple[int, str]:
+    done = forks.run(WORKER.format(task=task, pool=pool), service, REDIS)
+    return done.returncode, done.stdout or done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("", "starts\n"),
+        (TASK.format(options="time_limit=660"), "starts\n"),
+        (
+            TASK.format(options="time_limit=1260"),
+            "The time limit of slow is 1260 seconds; raise the visibility_timeout in CELERY_BROKER_TRANSPORT_OPTIONS,",
+        ),
+        (
+            TASK.format(options="default_retry_delay=1000"),
+            "slow waits 1000 seconds before a retry, but visibility_timeout in CELERY_BROKER_TRANSPORT_OPTIONS allows",
+        ),
+        (
+            FOREIGN,
+            "The task foreign is an `async def` on another base than celery.Task.",
+        ),
+    ],
+)
+def test_a_task_that_can_not_run_as_it_should_stops_the_worker(
+    forks: Forks, service: Path, task: str, says: str
+) -> None:
+    status, line = start_worker(forks, service, task)
+    assert line.startswith(says)
+    assert status == (0 if says == "starts\n" else 1)
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_green_threads_are_refused_where_tasks_are_async(forks: Forks, service: Path, pool: str) -> None:
+    task = "@celery.task(name='green')\nasync def green(): pass"
+    says = f"The pool {pool} can't run async tasks such as green; use --pool=prefork, threads or solo."
+    assert start_worker(forks, service, task, pool) == (1, says)
+
+
+def test_a_message_that_would_wait_too_long_on_redis_is_refused(forks: Forks, service: Path) -> None:
+    code = (
+        "from datetime import UTC, datetime, timedelta\n"
+        "from my_service.tasks.work import work\n"
+        "for options in ({'countdown': 661}, {'eta': datetime.now(UTC) + timedelta(hours=1)}):\n"
+        "    try: work.apply_async((1,), **options)\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    first, second = forks.run(code, service, REDIS).stdout.splitlines()
+    assert first == (
+        "my_service.tasks.work.work can wait 660 seconds at most, not 661: Redis would deliver it twice; "
+        "raise visibility_timeout in CELERY_BROKER_TRANSPORT_OPTIONS"
+    )
+    assert " at most, not 3" in second
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_versions_that_are_installed_here_are_tested() -> None:
+    assert versions.untested() == []
+
+
+def test_another_minor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = {"kombu": "5.8.0", "celery": "5.8.0rc1", "billiard": "4.3.99"}
+    monkeypatch.setattr(versions, "version", newer.__getitem__)
+    found = versions.untested()
+    assert [each.partition(" (needs ")[0] for each in found] == ["celery 5.8.0rc1", "kombu 5.8.0"]
+
+
+WARN = """
+from my_service.celery import celery
+from celery_service.lifecycle import versions
+versions.version = lambda name: "9.0.0"
+"""
+RUN_WORKER = """
+import os
+from celery.signals import worker_ready
+worker_ready.connect(lambda **_: os._exit(0), weak=False)
+celery.worker_main(["worker", "--pool=solo", "--loglevel=WARNING"])
+"""
+
+
+@pytest.mark.parametrize("process", [RUN_WORKER, BEAT.format(schedule="").replace("ERROR", "WARNING")])
+def test_a_worker_and_beat_warn_once(forks: Forks, service: Path, process: str) -> None:
+    log = forks.run(WARN + process, service, MEMORY | {"HEALTH_DIR": str(service / "health")}).stderr
+    assert log.count("celery-service is not tested with billiard 9.0.0 (needs ") == 1
+    assert log.count("is not tested with") == 1
+
+
+# --- logging ----------------------------------------------------------------------------------------------------------
+
+LOG = """
+import logging, structlog
+from my_service.celery import celery
+from celery.signals import task_prerun, task_postrun
+celery.log.setup(loglevel="INFO")
+from my_service.tasks.work import work
+structlog.get_logger("mine").info("structured", number=1)
+logging.getLogger("theirs").warning("plain %s", "text")
+task_prerun.send(sender=work, task_id="a", task=work)
+structlog.get_logger("mine").info("inside")
+logging.getLogger("theirs").info("inside, too")
+task_postrun.send(sender=work, task_id="a", task=work)
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("theirs").exception("failed")
+logging.getLogger("theirs").debug("not shown")
+"""
+
+
+def test_both_kinds_of_loggers_write_the_same_json_lines(forks: Forks, service: Path) -> None:
+    done = forks.run(LOG, service, MEMORY)
+    assert done.stdout == ""
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line["level"], line["logger"], line.get("task_id")) for line in lines] == [
+        ("structured", "info", "mine", None),
+        ("plain text", "warning", "theirs", None),
+        ("inside", "info", "mine", "a"),
+        ("inside, too", "info", "theirs", "a"),
+        ("failed", "error", "theirs", None),
+    ]
+    assert lines[0]["number"] == 1
+    assert lines[2]["task"] == "my_service.tasks.work.work"
+    assert "ZeroDivisionError" in lines[4]["exception"]
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+
+
+def test_what_tasks_print_is_not_kept_back(forks: Forks, service: Path) -> None:
+    code = LOG.splitlines()[1:4]
+    code += ["celery.log.setup()", "print('printed')", "import os; os._exit(0)"]
+    assert forks.run("\n".join(code), service, MEMORY).stdout == "printed\n"
