@@ -9,14 +9,13 @@ import importlib
 from typing import Any
 
 from celery import current_app
+from celery_service.data import database
+from celery_service.data.database import settings
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-PACKAGE = current_app.main
-db: Any = importlib.import_module(f"{PACKAGE}.services.db")
-database: Any = importlib.import_module(f"{PACKAGE}.runtime.database")
-settings: Any = importlib.import_module(f"{PACKAGE}.settings").settings
+db: Any = importlib.import_module(f"{current_app.main}.services.db")
 QUERY = text("SELECT 1")
 
 
@@ -56,14 +55,14 @@ def query_without_loop(number: int) -> int:
 def _engine() -> Engine:
     return create_engine(
         _url(),
-        pool_size=settings.database_pool_size,
-        max_overflow=settings.database_max_overflow,
-        pool_timeout=settings.database_pool_timeout,
-        pool_recycle=settings.database_pool_recycle,
-        pool_pre_ping=settings.database_pool_pre_ping,
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        pool_recycle=settings.pool_recycle,
+        pool_pre_ping=settings.pool_pre_ping,
         hide_parameters=True,
     )
 
 
 def _url() -> Any:
-    return database.parse_url(settings.database_url.get_secret_value())
+    return database.parse_url(settings.url.get_secret_value())

@@ -1,7 +1,6 @@
 """What all benchmarks of one run share."""
 
 import functools
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,7 @@ class Run:
         for name in TASKS:
             target = project.folder / project.slug / "tasks" / f"benchmark_{name}.py"
             target.write_text((HERE / f"{name}_tasks.py").read_text())
-        installed = install(project)
-        # As after the first start anywhere. The support package has Python write no byte code, and uv writes none.
-        for part in (installed.environment / "lib", project.folder):
-            _compile(installed, part)
-        return installed
+        return install(project, compiled=True)
 
     def bare_app(
         self, name: str, like: InstalledProject, settings: Mapping[str, object], imports: Sequence[str] = ()
@@ -64,11 +59,5 @@ class Run:
         lines = [f"app.conf.update({dict(settings)!r})", *(f"import {module}" for module in imports)]
         (package / "celery.py").write_text("\n".join([(HERE / "bare_app.py").read_text(), *lines, ""]))
         app = InstalledProject(folder=project.folder, slug=project.slug, environment=like.environment)
-        _compile(app, app.folder)
+        app.run("python", "-m", "compileall", "-q", app.slug)
         return app
-
-
-def _compile(project: InstalledProject, folder: Path) -> None:
-    # Some packages hold files that aren't meant for every version of Python: the status says nothing.
-    command = [project.program("python"), "-m", "compileall", "-q", "-j", "0", str(folder)]
-    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)

@@ -87,7 +87,7 @@ def async_with_a_query(run: Run) -> list[Row]:
             unit="tasks/s",
             baseline=sync,
             ours=ours,
-            at_least=0.9,
+            at_least=0.95,
         ),
     ]
 
@@ -164,9 +164,9 @@ def project_on_rabbitmq(run: Run) -> list[Row]:
 def _project_against_bare_apps(run: Run, broker: str, brokers: list[str], databases: list[str]) -> list[Row]:
     """A task without work: the project with everything on against two bare apps.
 
-    One has the project's Celery settings and none of its code, so the ratio is what the code costs. The other has
-    Celery's defaults, late acknowledgement and a prefetch of one (`BARE`); that ratio includes what is paid for
-    durability and for the state "started".
+    One has the same guarantees as far as settings give them: the project's settings of Celery, with quorum queues,
+    confirmed publishing and the state "started", and none of its code. The ratio is what the code costs. The other has
+    Celery's defaults, late acknowledgement and a prefetch of one (`BARE`); that ratio is reported, not aimed at.
     """
     project = run.full_project(broker)
     same = run.bare_app(f"bare-{broker}-same", project, _settings_of(project, brokers[0]))
@@ -180,11 +180,11 @@ def _project_against_bare_apps(run: Run, broker: str, brokers: list[str], databa
     return [
         Row(
             what=what,
-            baseline_is="bare app, same settings",
+            baseline_is="bare app with the same guarantees",
             unit="tasks/s",
             baseline=with_same,
             ours=ours,
-            at_least=0.9,
+            at_least=1.0 if broker == "redis" else 0.95,
         ),
         Row(
             what=what,
@@ -192,7 +192,6 @@ def _project_against_bare_apps(run: Run, broker: str, brokers: list[str], databa
             unit="tasks/s",
             baseline=with_plain,
             ours=ours,
-            at_least=0.9,
         ),
     ]
 
@@ -200,8 +199,8 @@ def _project_against_bare_apps(run: Run, broker: str, brokers: list[str], databa
 def _settings_of(project: InstalledProject, broker: str) -> Mapping[str, object]:
     """The project's settings of Celery, less those that name its code, with queues of their own."""
     code = (
-        f"import json; from {project.slug}.runtime.config import configuration\n"
-        "settings = configuration(routes={})\n"
+        "import json, pathlib; from celery_service.config.merge import configuration\n"
+        "settings = configuration(root=pathlib.Path.cwd(), routes={})\n"
         "del settings['task_routes'], settings['worker_consumer']\n"
         # Celery then sets up logging itself; with this off, nobody would.
         "settings['worker_hijack_root_logger'] = True\n"

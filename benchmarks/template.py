@@ -103,7 +103,7 @@ def space(run: Run) -> list[Row]:
 
 
 def _problems(root: Path, folder: Path) -> int:
-    """Do what tests/test_render.py does, from the start; give the number of problems."""
+    """Do what tests/template/test_render.py does, from the start; give the number of problems."""
     combinations = read_space(template := Template(root))
     renderer = Renderer(template, combinations)
     trees = [renderer.render(each) for each in combinations]

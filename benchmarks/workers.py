@@ -26,6 +26,7 @@ LIBRARIES = (
     "sqlalchemy.orm",
     "structlog",
 )
+WHAT = "everything on"
 #: Tasks before the memory is read: a child then has loaded what tasks need.
 TASKS = 100
 
@@ -82,21 +83,20 @@ def start_and_memory(run: Run) -> list[Row]:
         }
         seconds = dict(zip(probes, run.in_turns([probe.seconds for probe in probes.values()]), strict=True))
     ours, *others = apps
-    row = functools.partial(Row, at_most=1.25)
-    start, memory = "start of a worker, everything on", "memory of a child (RSS), everything on"
-    return [
-        *(row(what=start, baseline_is=name, unit="s", baseline=seconds[name], ours=seconds[ours]) for name in others),
-        *(
+    rows = []
+    for name in others:
+        # A bare app alone imports neither SQLAlchemy nor pydantic: that ratio is reported, not aimed at.
+        row = functools.partial(Row, baseline_is=name, at_most=1.15 if "libraries" in name else None)
+        rows += [
+            row(what=f"start of a worker, {WHAT}", unit="s", baseline=seconds[name], ours=seconds[ours]),
             row(
-                what=memory,
-                baseline_is=name,
+                what=f"memory of a child (RSS), {WHAT}",
                 unit="MB",
                 baseline=probes[name].megabytes,
                 ours=probes[ours].megabytes,
-            )
-            for name in others
-        ),
-    ]
+            ),
+        ]
+    return rows
 
 
 def _resident_megabytes(pid: int) -> float:
