@@ -1,21 +1,32 @@
-"""What all tests share: Copier without a developer's own settings, and lines for the end of the report."""
+"""What all tests share: a RabbitMQ, Copier without a developer's own settings, lines for the end of the report."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from support.layers import Layers
+from support.servers import Server, start_rabbitmq
+
 SUMMARY = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUMMARY] = []
+    config.pluginmanager.register(Layers())
 
 
 @pytest.fixture(scope="session")
 def summary(pytestconfig: pytest.Config) -> list[str]:
     """Lines to show after the tests, whether they pass or fail."""
     return pytestconfig.stash[SUMMARY]
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One RabbitMQ for all tests of a process: it takes seconds to start."""
+    with start_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,8 +39,18 @@ def _no_settings_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> I
         yield
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from support.distribution import Scheduling
+
+    return Scheduling(config, log)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for line in config.stash[SUMMARY]:
+    lines: list[str] = config.stash[SUMMARY]
+    for line in dict.fromkeys(lines):
         terminalreporter.write_line(line)
 
 

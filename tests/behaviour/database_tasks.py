@@ -1,14 +1,13 @@
 """Tasks that the behaviour tests add to a project with a database, beside those of probe_tasks.py."""
 
 import asyncio
-import importlib
 from typing import Any
 
 from celery import Task, current_app
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
-db: Any = importlib.import_module(f"{current_app.main}.services.db")
+from ..services import db  # noqa: TID252  # the name of the package differs
 
 
 async def write_down(session: Any, task_id: str, row: int) -> int:

@@ -1,8 +1,5 @@
-"""What is sent runs, once the way is free, whoever dies meanwhile."""
+"""What is sent runs, once the way is free, whoever dies meanwhile: with workers of the tests' own."""
 
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +10,6 @@ import redis
 from support.project import InstalledProject
 from support.servers import start_rabbitmq, start_redis, wait_until
 from support.service import Service
-
-
-def test_a_task_sent_from_plain_python_runs_on_a_worker(service: Service) -> None:
-    with service.worker() as worker:
-        assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
-        assert "\nHello World!\n" in worker.text()
-
-
-def test_every_process_talks_to_the_same_broker(service: Service) -> None:
-    with service.worker() as worker:
-        worker.wait_ready()
-        answers = service.python("print(json.dumps(celery.control.ping(timeout=2)))")
-        assert [list(answer.values()) for answer in answers] == [[{"ok": "pong"}]]
-
-
-def test_a_killed_child_loses_nothing(service: Service) -> None:
-    with service.worker() as worker:
-        task = service.send("probe.work.delay(notes, 'a', 2)")
-        service.wait_for_line("start a")
-        worker.kill_child()
-        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
-        assert service.lines() == ["start a", "start a", "end a"]
-
-
-def test_a_task_that_always_kills_its_process_is_given_up(service: Service) -> None:
-    with service.worker():
-        outcome = service.result(service.send("probe.crash.delay(notes)"))
-        assert outcome["state"] == "FAILURE"
-        assert "PoisonMessage" in outcome["result"]
-        assert service.lines() == ["start"] * 3
 
 
 def test_a_killed_worker_loses_nothing(service: Service) -> None:
@@ -57,26 +24,6 @@ def test_a_killed_worker_loses_nothing(service: Service) -> None:
     with service.worker("second", **variables):
         assert service.result(task) == {"state": "SUCCESS", "result": "a"}
         assert service.lines() == ["start a", "start a", "end a"]
-
-
-def test_a_stopped_worker_finishes_what_it_runs(service: Service) -> None:
-    worker = service.worker()
-    task = service.send("probe.work.delay(notes, 'a', 2)")
-    service.wait_for_line("start a")
-    assert worker.stop() == 0
-    assert service.lines() == ["start a", "end a"]
-    assert service.result(task)["state"] == "SUCCESS"
-
-
-def test_sigquit_hands_back_what_does_not_fit(service: Service) -> None:
-    worker = service.worker(CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT="1")
-    task = service.send("probe.work.delay(notes, 'a', 3)")
-    service.wait_for_line("start a")
-    worker.send(signal.SIGQUIT)
-    worker.wait()
-    assert service.lines() == ["start a"]
-    with service.worker("second"):
-        assert service.result(task) == {"state": "SUCCESS", "result": "a"}
 
 
 def test_a_busy_worker_leaves_messages_to_others(service: Service) -> None:
@@ -102,26 +49,14 @@ def test_a_task_over_its_limit_ends_as_a_failure(service: Service) -> None:
         assert "TimeLimitExceeded" in hard["result"]
 
 
-def test_a_countdown_is_kept(service: Service) -> None:
-    with service.worker() as worker:
-        worker.wait_ready()
-        sent = time.monotonic()
-        task = service.send("probe.work.apply_async((notes, 'late'), countdown=4)")
-        service.send("probe.work.delay(notes, 'now')")
-        service.wait_for_line("end now")
-        assert service.lines()[-1] == "end now"
-        assert service.result(task)["state"] == "SUCCESS"
-        assert time.monotonic() - sent >= 4
-
-
-def test_delays_work_on_a_broker_that_has_seen_no_worker(
-    projects: Callable[[str], InstalledProject], tmp_path: Path
-) -> None:
+def test_delays_work_on_a_broker_that_has_seen_no_worker(project: InstalledProject, tmp_path: Path) -> None:
     """And where the first one consumes a single queue."""
     with start_redis(tmp_path) as store, start_rabbitmq(tmp_path / "rabbitmq") as rabbitmq:
         variables = {"CELERY_BROKER_URL": rabbitmq.url, "CELERY_RESULT_BACKEND": store.url}
-        service = Service(projects("rabbitmq"), tmp_path, rabbitmq, store, variables)
-        with service.worker("worker", "--concurrency=1", "-Q", "default") as worker:
+        with (
+            Service(tmp_path, variables, broker=rabbitmq, redis=store, project=project) as service,
+            service.worker("worker", "--concurrency=1", "-Q", "default") as worker,
+        ):
             worker.wait_ready()
             task = service.send("probe.work.apply_async((notes, 'late'), countdown=2)")
             assert service.result(task)["state"] == "SUCCESS"
@@ -174,12 +109,3 @@ def test_urgent_tasks_overtake_on_redis(service: Service) -> None:
     ended = [line for line in service.lines() if line.startswith("end")]
     assert ended[0] == "end urgent"
     assert ended[-1] == "end later"
-
-
-def test_a_message_in_pickle_is_refused(service: Service) -> None:
-    sent = "hello_world.apply_async(serializer='pickle')"
-    with service.worker() as worker:
-        worker.wait_ready()
-        service.python(f"from kombu.serialization import enable_insecure_serializers as e; e(); {sent}")
-        worker.wait_for("ContentDisallowed|Refusing to deserialize")
-        wait_until(lambda: "Hello World!" not in worker.text(), 1, "nothing to have run")

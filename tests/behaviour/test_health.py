@@ -1,22 +1,30 @@
-"""Probes tell a process that works from one that is frozen, and neither from a broker that is away."""
+"""Probes tell a process that works from one that is frozen, and neither from a broker that is away.
+
+Most of the time here is waited; so a test watches several workers, each with a folder of its own for its signs.
+"""
 
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.project import InstalledProject, Worker
-from support.servers import start_redis, wait_until
+from support.publisher import run_command
+from support.servers import wait_until
 from support.service import Service
 
-#: Seconds without a sign of life that these tests allow. Above what a time-out of the broker takes.
+#: Seconds without a sign of life that these tests allow. A RabbitMQ that is frozen costs up to nine.
 SILENCE = 15
+#: Long enough to notice that the signs have ended.
+LONGER = SILENCE + 4
 READY, WAITING = "ready", r"not ready: worker-\d+ is waiting for its broker"
 STOPPING, SILENT = r"not ready: worker-\d+ is stopping", r"not alive: {}-\d+ gave no sign of life for \d+ seconds"
+GONE = r"not alive: no {} runs here, says .*"
+#: A probe is a process of its own.
+PAUSE = 1
 
 
 class Probe:
@@ -26,10 +34,10 @@ class Probe:
         self.project = project
         self.variables = {"HEALTH_DIR": str(folder), "HEALTH_MAX_SILENCE": str(SILENCE)}
 
-    def ask(self, *arguments: str, **variables: str) -> str:
+    def ask(self, what: str) -> str:
         """Give the line that it prints, when its status says the same."""
-        command = ("python", "-m", f"{self.project.slug}.runtime.health", *arguments)
-        done = self.project.run(*command, env=self.variables | variables, timeout_seconds=10)
+        command = ("python", "-m", "celery_service.lifecycle.health", self.project.slug, what)
+        done = self.project.run(*command, env=self.variables, timeout_seconds=30)
         assert not done.stderr
         [line] = done.stdout.splitlines()
         assert done.returncode == (line not in {"alive", "ready"})
@@ -37,145 +45,151 @@ class Probe:
 
     def wait(self, what: str, pattern: str, seconds: float) -> None:
         """Wait until it answers so."""
-        wait_until(lambda: re.fullmatch(pattern, self.ask(what)), seconds, f"{what}: {pattern}, not {self.ask(what)!r}")
 
-    def stays(self, what: str, answer: str, seconds: float) -> None:
-        """Ask again and again, for so long."""
-        end = time.monotonic() + seconds
-        wait_until(lambda: self.ask(what) != answer or time.monotonic() > end, seconds + 10, "the end")
-        assert self.ask(what) == answer
+        def matches() -> bool:
+            answers.append(self.ask(what))
+            return bool(re.fullmatch(pattern, answers[-1]))
 
-
-@pytest.fixture
-def probe(service: Service) -> Probe:
-    return Probe(service.project, service.folder)
-
-
-def start(service: Service, probe: Probe, *arguments: str) -> Worker:
-    worker = service.worker("worker", *arguments, **probe.variables)
-    probe.wait("ready", READY, 40)
-    return worker
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_worker_is_alive_and_ready_until_it_ends(service: Service, probe: Probe, pool: str) -> None:
-    assert probe.ask("live").startswith("not alive: no worker runs here, says ")
-    with start(service, probe, f"--pool={pool}", "--concurrency=1"):
-        assert probe.ask("live") == "alive"
-        # The task keeps the process of a solo worker busy.
-        task = service.send(f"probe.work.delay(notes, 'a', {SILENCE + 5})")
-        service.wait_for_line("start a")
-        while "end a" not in service.lines():
-            assert probe.ask("ready") == "ready"
-        assert service.result(task)["state"] == "SUCCESS"
-    assert probe.ask("live").startswith("not alive: no worker runs here, says ")
-
-
-@pytest.mark.parametrize("state", ["stopped", "frozen"])
-def test_a_worker_without_its_broker_is_alive_and_not_ready(service: Service, probe: Probe, state: str) -> None:
-    leave, come_back = {
-        "stopped": (service.broker.stop, service.broker.start),
-        "frozen": (service.broker.pause, service.broker.resume),
-    }[state]
-    with start(service, probe):
-        leave()
+        answers: list[str] = []
         try:
-            # A frozen one is noticed when a time-out has passed.
-            probe.wait("ready", WAITING, 90)
-            probe.stays("live", "alive", 2 * SILENCE)
-        finally:
-            come_back()
-        probe.wait("ready", READY, 60)
-        assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
+            wait_until(matches, seconds, f"{what}: {pattern}", longest_pause_seconds=PAUSE)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}, not {answers[-1]!r}") from None
+
+
+def stay(what: str, *probes: Probe) -> None:
+    """Ask all of them, for longer than the silence, and get the same answer each time."""
+
+    def ask_and_look() -> bool:
+        over = time.monotonic() > end
+        assert {probe.ask(what) for probe in probes} == {"ready" if what == "ready" else "alive"}
+        return over
+
+    end = time.monotonic() + LONGER
+    wait_until(ask_and_look, LONGER + 30, f"the end of {what}", longest_pause_seconds=PAUSE)
+
+
+class Watched:
+    """A worker and the probe that watches it."""
+
+    def __init__(self, service: Service, name: str, *arguments: str, folder: str = "") -> None:
+        self.probe = Probe(service.project, service.folder / f"health-{folder or name}")
+        self.worker = service.worker(name, "--concurrency=1", *arguments, **self.probe.variables)
+
+    @classmethod
+    def ready(cls, service: Service, name: str, *arguments: str, folder: str = "") -> "Watched":
+        """Start one, and wait until the probe says that it is ready."""
+        watched = cls(service, name, *arguments, folder=folder)
+        watched.probe.wait("ready", READY, 60)
+        return watched
+
+    def end(self) -> None:
+        """Stop it, and see that the probe finds none."""
+        assert self.worker.stop() == 0
+        assert re.fullmatch(GONE.format("worker"), self.probe.ask("live"))
+
+
+def test_a_busy_worker_is_alive_and_one_that_stops_is_not_ready(service: Service) -> None:
+    busy = []
+    for name in ("prefork", "threads", "solo", "stopping"):
+        pool = "prefork" if name == "stopping" else name
+        watched = Watched.ready(service, name, f"--pool={pool}", f"--queues={name}")
+        # It keeps the process of a solo worker busy, too.
+        service.send(f"probe.work.apply_async((notes, {name!r}, {LONGER}), queue={name!r})")
+        service.wait_for_line(f"start {name}")
+        busy.append(watched)
+    stopping = busy.pop()
+    stopping.worker.send(signal.SIGTERM)
+    stopping.probe.wait("ready", STOPPING, 10)
+
+    def look() -> bool:
+        assert {each.probe.ask("ready") for each in busy} == {"ready"}
+        answer = stopping.probe.ask("live")
+        over = "end stopping" in service.lines()
+        assert answer == "alive" or over
+        return over
+
+    wait_until(look, LONGER + 30, "the task of the worker that stops", longest_pause_seconds=PAUSE)
+    assert stopping.worker.wait() == 0
+    stopping.probe.wait("live", GONE.format("worker"), 1)
+    for each in busy:
+        each.end()
+
+
+def test_a_worker_whose_broker_has_stopped_is_alive_and_not_ready(service: Service) -> None:
+    """And one that waits for it at its start."""
+    before = Watched.ready(service, "before")
+    service.broker.stop()
+    at_start = Watched(service, "at_start")
+    for each in (before, at_start):
+        each.probe.wait("ready", WAITING, 60)
+    stay("live", before.probe, at_start.probe)
+    service.broker.start()
+    for each in (before, at_start):
+        each.probe.wait("ready", READY, 60)
+    assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
+    for each in (before, at_start):
+        each.end()
+
+
+def test_a_worker_whose_broker_is_frozen_is_alive_and_not_ready(service: Service) -> None:
+    """On Redis, it can also be stopped meanwhile."""
+    waiting = Watched.ready(service, "waiting")
+    stopped = Watched.ready(service, "stopped") if service.broker is service.redis else None
+    service.broker.pause()
+    # It is noticed when a time-out has passed.
+    waiting.probe.wait("ready", WAITING, 90)
+    if stopped:
+        stopped.probe.wait("ready", WAITING, 90)
+        stopped.end()
+    stay("live", waiting.probe)
+    service.broker.resume()
+    waiting.probe.wait("ready", READY, 60)
+    assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
+    waiting.end()
 
 
 @pytest.mark.parametrize("broker_name", ["rabbitmq"], indirect=True)
-def test_a_worker_without_any_server_is_alive(service: Service, probe: Probe) -> None:
+def test_a_worker_without_any_server_is_alive(service: Service) -> None:
     """With RabbitMQ it cancels what runs when the connection is lost, and waits for Redis to write that down."""
-    with start(service, probe) as worker:
-        task = service.send("probe.interrupted.delay(notes, 'a', 300)")
-        service.wait_for_line("start a")
-        service.redis.stop()
-        service.broker.stop()
-        try:
-            worker.wait_for("Failed operation", 60)
-            probe.wait("ready", r"not ready: worker-\d+ is waiting for the result store", 15)
-            probe.stays("live", "alive", 2 * SILENCE)
-        finally:
-            service.redis.start()
-            service.broker.start()
-        probe.wait("ready", READY, 60)
-        assert service.result(task)["state"] == "SUCCESS"
-
-
-def test_a_worker_that_waits_for_its_broker_at_start_is_alive(service: Service, probe: Probe) -> None:
-    service.broker.stop()
-    with service.worker(**probe.variables):
-        try:
-            probe.wait("ready", WAITING, 30)
-            probe.stays("live", "alive", 2 * SILENCE)
-        finally:
-            service.broker.start()
-        probe.wait("ready", READY, 60)
-
-
-@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
-def test_a_worker_that_waits_for_a_frozen_broker_can_be_stopped(service: Service, probe: Probe) -> None:
-    worker = start(service, probe)
-    service.broker.pause()
-    try:
-        probe.wait("ready", WAITING, 90)
-        worker.send(signal.SIGTERM)
-        assert worker.wait(30) == 0
-    finally:
-        worker.kill()
-        service.broker.resume()
-
-
-def test_a_frozen_worker_is_not_alive(service: Service, probe: Probe) -> None:
-    worker = start(service, probe)
-    worker.send(signal.SIGSTOP)
-    try:
-        probe.wait("live", SILENT.format("worker"), SILENCE + 5)
-        assert probe.ask("ready").startswith("not ready: ")
-    finally:
-        worker.kill()
-    assert probe.ask("live").startswith("not alive: no worker runs here, says ")
-
-
-@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
-def test_a_worker_whose_event_loop_hangs_is_not_alive(service: Service, probe: Probe) -> None:
-    """As after a deadlock: its other threads, and the processes that run tasks, go on."""
-    with start(service, probe) as worker:
-        service.send("probe.stuck.delay()")
-        probe.wait("live", SILENT.format("worker"), SILENCE + 15)
-        worker.kill()
-
-
-def test_a_worker_that_stops_is_alive_and_not_ready(service: Service, probe: Probe) -> None:
-    worker = start(service, probe)
-    service.send(f"probe.work.delay(notes, 'a', {SILENCE + 5})")
+    watched = Watched.ready(service, "worker")
+    task = service.send("probe.interrupted.delay(notes, 'a', 300)")
     service.wait_for_line("start a")
-    worker.send(signal.SIGTERM)
-    probe.wait("ready", STOPPING, 5)
-    while "end a" not in service.lines():
-        assert probe.ask("live") == "alive"
-    assert worker.wait() == 0
-    assert probe.ask("live").startswith("not alive: no worker runs here, says ")
+    service.redis.stop()
+    service.broker.stop()
+    watched.worker.wait_for("Failed operation", 60)
+    watched.probe.wait("ready", r"not ready: worker-\d+ is waiting for the result store", 30)
+    stay("live", watched.probe)
+    service.redis.start()
+    service.broker.start()
+    watched.probe.wait("ready", READY, 60)
+    assert service.result(task)["state"] == "SUCCESS"
+    watched.end()
 
 
-def test_all_workers_of_a_machine_have_to_be_well(service: Service, probe: Probe) -> None:
-    with start(service, probe):
-        second = service.worker("second", **probe.variables)
-        second.wait_ready()
-        second.send(signal.SIGSTOP)
-        probe.wait("live", SILENT.format("worker"), SILENCE + 5)
-        second.kill()
-        assert probe.ask("live") == "alive"
+def test_all_workers_of_a_machine_have_to_be_well(service: Service) -> None:
+    """One is frozen; of another, on Redis, the event loop hangs, as after a deadlock: its other threads go on."""
+    stuck = Watched.ready(service, "stuck") if service.broker is service.redis else None
+    if stuck:
+        service.send("probe.stuck.delay()")
+        stuck.worker.wait_for("probe.stuck.* received|Task probe.stuck", 10)
+    well = Watched.ready(service, "well")
+    frozen = Watched(service, "frozen", folder="well")
+    frozen.worker.wait_ready()
+    frozen.worker.send(signal.SIGSTOP)
+    for each in filter(None, (stuck, well)):
+        each.probe.wait("live", SILENT.format("worker"), SILENCE + 30)
+        assert each.probe.ask("ready").startswith("not ready: ")
+    if stuck:
+        stuck.worker.kill()
+    frozen.worker.kill()
+    assert well.probe.ask("live") == "alive"
+    well.end()
 
 
 @pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
-def test_beat_is_alive_while_it_ticks(service: Service, probe: Probe) -> None:
+def test_beat_is_alive_while_it_ticks(service: Service) -> None:
+    probe = Probe(service.project, service.folder)
     beat = Worker(
         service.project,
         env=service.variables | probe.variables,
@@ -185,77 +199,45 @@ def test_beat_is_alive_while_it_ticks(service: Service, probe: Probe) -> None:
     )
     try:
         probe.wait("beat", "alive", 30)
-        assert probe.ask("live").startswith("not alive: no worker runs here, says ")
+        assert re.fullmatch(GONE.format("worker"), probe.ask("live"))
         for leave, come_back in (
             (service.broker.stop, service.broker.start),
             (service.broker.pause, service.broker.resume),
         ):
             leave()
-            probe.stays("beat", "alive", 2 * SILENCE)
+            stay("beat", probe)
             come_back()
         beat.send(signal.SIGSTOP)
-        probe.wait("beat", SILENT.format("beat"), SILENCE + 5)
+        probe.wait("beat", SILENT.format("beat"), SILENCE + 30)
     finally:
         beat.kill()
-    assert probe.ask("beat").startswith("not alive: no beat runs here, says ")
+    assert re.fullmatch(GONE.format("beat"), probe.ask("beat"))
 
 
-def test_the_embedded_broker_and_beat_have_signs_too(
-    projects: Callable[[str], InstalledProject], tmp_path: Path
-) -> None:
-    project = projects("redis")
+def test_the_embedded_broker_and_beat_have_signs_too(project: InstalledProject, tmp_path: Path) -> None:
     probe = Probe(project, tmp_path)
     with Worker(
         project,
-        env={"CELERY_BROKER_URL": "filesystem://localhost"} | probe.variables,
+        env={"CELERY_BROKER_URL": "filesystem://localhost", "FILES_DIR": str(tmp_path)} | probe.variables,
         log=tmp_path / "worker.log",
         arguments=["--concurrency=1", "--beat", "--schedule", str(tmp_path / "schedule")],
     ):
         probe.wait("ready", READY, 30)
         probe.wait("beat", "alive", 10)
-        probe.stays("ready", READY, SILENCE + 5)
+        stay("ready", probe)
         assert probe.ask("beat") == "alive"
 
 
-@pytest.mark.parametrize("arguments", [[], ["alive"], ["live", "ready"]])
-def test_a_wrong_argument_gets_one_line(
-    projects: Callable[[str], InstalledProject], tmp_path: Path, arguments: list[str]
-) -> None:
-    project = projects("redis")
-    said = Probe(project, tmp_path).ask(*arguments)
-    assert said == f"usage: python -m {project.slug}.runtime.health live|ready|beat"
-
-
-@pytest.mark.parametrize("value", ["", "0", "-1", "nan", "soon"])
-def test_the_silence_is_a_number_of_seconds(
-    projects: Callable[[str], InstalledProject], tmp_path: Path, value: str
-) -> None:
-    said = Probe(projects("redis"), tmp_path).ask("live", HEALTH_MAX_SILENCE=value)
-    wrong = f"not alive: HEALTH_MAX_SILENCE is {value!r}; it must be a number of seconds above 0"
-    assert said == wrong if value else said.startswith("not alive: no worker runs here")
-
-
-@pytest.mark.parametrize("trick", ["link", "open to all", "file"])
-def test_a_folder_that_others_can_change_is_refused(
-    projects: Callable[[str], InstalledProject], tmp_path: Path, trick: str
-) -> None:
-    project = projects("redis")
+def test_a_folder_that_others_can_change_is_refused(project: InstalledProject, tmp_path: Path) -> None:
     folder = tmp_path / f"{project.slug}-{os.getuid()}"
-    if trick == "link":
-        (tmp_path / "elsewhere").mkdir(mode=0o700)
-        folder.symlink_to(tmp_path / "elsewhere")
-    elif trick == "file":
-        folder.touch(mode=0o600)
-    else:
-        folder.mkdir()
-        folder.chmod(0o777)
+    folder.mkdir()
+    folder.chmod(0o777)
     probe = Probe(project, tmp_path)
     says = f"{folder} must be a folder of user {os.getuid()} with mode 0700"
     assert probe.ask("live") == f"not alive: {says}"
-    with start_redis(tmp_path) as redis:
-        for command in ("worker", "beat"):
-            variables = {"CELERY_BROKER_URL": redis.url} | probe.variables
-            worker = Worker(project, env=variables, log=tmp_path / f"{command}.log", command=command)
-            assert worker.wait() == 1
-            expected = f"{command}: {says}; HEALTH_DIR may name another place."
-            assert worker.text().splitlines()[-1] == expected
+    variables = {"CELERY_BROKER_URL": "filesystem://localhost", "FILES_DIR": str(tmp_path)} | probe.variables
+    for command in ("worker", "beat"):
+        arguments = ["celery", "-A", f"{project.slug}.celery", command]
+        done = run_command(project, arguments, variables, output=tmp_path / command)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == f"{command}: {says}; HEALTH_DIR may name another place."

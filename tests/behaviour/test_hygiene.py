@@ -20,8 +20,7 @@ def test_processes_are_replaced(service: Service, tasks: int, variables: dict[st
     with service.worker(**variables) as worker:
         worker.wait_ready()
         before = worker.children()
-        many = f"group(hello_world.s() for _ in range({tasks})).apply_async()"
-        service.python(f"from celery import group\n{many}.get(timeout=50)")
+        service.python(f"len(group(hello_world.s() for _ in range({tasks})).apply_async().get(timeout=50))")
         wait_until(lambda: len(set(worker.children()) - set(before)) == 1, 10, "a new process")
 
 

@@ -1,21 +1,12 @@
 """Work that is delivered twice is done once, unless it failed or its process died."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
+from support.distribution import on_one_worker
 from support.project import InstalledProject
-from support.service import Service
-
-ONCE = Path(__file__).with_name("once_tasks.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks(projects: Callable[[str], InstalledProject]) -> None:
-    for broker in ("redis", "rabbitmq"):
-        project = projects(broker)
-        (project.folder / project.slug / "tasks" / "guarded.py").write_text(ONCE.read_text())
+from support.service import Service, service_on_redis
 
 
 @pytest.fixture
@@ -24,13 +15,33 @@ def broker_name() -> str:
     return "redis"
 
 
+@pytest.fixture(scope="module", params=on_one_worker("prefork", "threads"))
+def of_the_pool(
+    request: pytest.FixtureRequest, project: InstalledProject, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service with a worker of this pool."""
+    with (
+        service_on_redis(project, tmp_path_factory.mktemp(request.param)) as service,
+        service.worker("worker", "--concurrency=2", f"--pool={request.param}") as worker,
+    ):
+        worker.wait_ready()
+        yield service
+
+
+@pytest.fixture
+def running(of_the_pool: Service) -> Service:
+    """The same without notes."""
+    of_the_pool.notes.write_text("")
+    return of_the_pool
+
+
 def send(service: Service, task: str, *args: object, task_id: str = "") -> str:
-    """Send a task of once_tasks.py, with the file of notes as its first argument."""
+    """Send a task of guarded_tasks.py, with the file of notes as its first argument."""
     options = f", task_id={task_id!r}" if task_id else ""
     return service.send(f"celery.send_task('once.{task}', (notes, *{args!r}){options})")
 
 
-def test_a_second_delivery_finds_it_done(service: Service) -> None:
+def test_a_second_delivery_finds_it_done(running: Service) -> None:
     code = (
         "def run(task, *args, **options):\n"
         "    result = celery.send_task(f'once.{task}', (notes, *args), **options)\n"
@@ -40,25 +51,21 @@ def test_a_second_delivery_finds_it_done(service: Service) -> None:
         "same = [run('work', task_id='a') for _ in range(2)]\n"
         "keys = [run('work', 0, key) for key in ('invoice 7', 'invoice 7', 'invoice 8')]\n"
         "other = [run('work_async', 'invoice 7') for _ in range(2)]\n"  # a key is the task's own
-        "print(json.dumps([same, keys, other]))"
+        "[same, keys, other]"
     )
-    with service.worker():
-        assert service.python(code) == [["first", "again"], ["first", "again", "first"], ["first", "again"]]
-        assert service.lines().count("did") == 4
+    assert running.python(code) == [["first", "again"], ["first", "again", "first"], ["first", "again"]]
+    assert running.lines().count("did") == 4
 
 
-def test_a_block_that_fails_is_done_again(service: Service) -> None:
-    with service.worker():
-        assert service.result(send(service, "fail"))["state"] == "SUCCESS"
-        assert service.lines() == ["tried True", "tried True"]
+def test_a_block_that_fails_is_done_again(running: Service) -> None:
+    assert running.result(send(running, "fail"))["state"] == "SUCCESS"
+    assert running.lines() == ["tried True", "tried True"]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_two_at_the_same_time_wait_for_each_other(service: Service, pool: str) -> None:
-    with service.worker("worker", "--concurrency=2", f"--pool={pool}"):
-        tasks = [send(service, "work", 1.5, "invoice", 3) for _ in range(2)]
-        assert sorted(service.result(task)["result"] for task in tasks) == ["again", "first"]
-        assert service.lines() == ["did", "end", "end"]
+def test_two_at_the_same_time_wait_for_each_other(running: Service) -> None:
+    tasks = [send(running, "work", 1.5, "invoice", 3) for _ in range(2)]
+    assert sorted(running.result(task)["result"] for task in tasks) == ["again", "first"]
+    assert running.lines() == ["did", "end", "end"]
 
 
 @pytest.mark.parametrize("broker_name", ["redis", "rabbitmq"])
@@ -83,8 +90,5 @@ def test_a_result_store_that_is_away_does_not_undo_the_work(service: Service) ->
 
 
 def test_without_redis_it_is_remembered_in_files(service: Service) -> None:
-    code = (
-        f"from {service.project.slug}.tasks import guarded\n"
-        "print(json.dumps([guarded.work(notes, 0, 'invoice 7') for _ in range(2)]))"
-    )
+    code = "[guarded.work(notes, 0, 'invoice 7') for _ in range(2)]"
     assert service.python(code, CELERY_BROKER_URL="filesystem://localhost") == ["first", "again"]

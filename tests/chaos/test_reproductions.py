@@ -2,28 +2,19 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import Iterator
 
 import pytest
 import redis
 
-from support.chaos.bench import Bench, Servers, servers
+from support.chaos.bench import Bench, Servers
 from support.servers import wait_until
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Servers]]:
-    """Give the servers of a broker, started once."""
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(servers(name, tmp_path_factory.mktemp(name))))
-
-
-@pytest.fixture(params=["redis", "rabbitmq"])
-def bench(request: pytest.FixtureRequest, start: Callable[[str], Servers]) -> Iterator[Bench]:
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, running: Servers) -> Iterator[Bench]:
     """A bench without workers, with its results in a Redis of their own."""
-    made = Bench(start(request.param), request.node.originalname, seed=0, store_apart=True, longest_outage=0)
+    made = Bench(running, request.node.originalname, seed=0, store_apart=True, longest_outage=0)
     yield made
     for worker in made.workers:
         worker.kill()

@@ -1,11 +1,6 @@
-"""A Docker engine for tests, and a stack that a project's own `make up` started on it.
-
-The engine is that of this machine. Where there is none, but the script `container-engine` is there, it brings one up,
-with stand-ins under the names of the images that a project pulls.
-"""
+"""Docker, and a stack that a project's own `make up` started on it."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -13,125 +8,42 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import pytest
 
-from .project import REPOSITORY, Project
-from .servers import free_port, wait_until
-
-SCRIPT = REPOSITORY.parent / "shared" / "tools" / "container-engine"
-FOLDER = Path(os.environ.get("CONTAINER_ENGINE_DIR") or Path(os.environ.get("TMPDIR", "/tmp")) / ".container-engine")
-#: What images of other names are made of: packages and a command.
-STAND_INS = {"axllent/mailpit": ["python3-aiosmtpd", "--", "python3", "-m", "aiosmtpd", "-n", "-l", "0.0.0.0:1025"]}
+from support.commands import attempt, environment, run
+from support.project import Project
+from support.servers import free_port, wait_until
 
 
-def run(*command: str, cwd: Path | None = None, timeout: float = 300, **variables: str) -> str:
-    """Run a command with the engine's environment, and give what it prints.
-
-    Raises AssertionError with the output when it fails, subprocess.TimeoutExpired when it takes too long.
-    """
-    done = attempt(*command, cwd=cwd, timeout=timeout, **variables)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
-    return done.stdout
-
-
-def attempt(
-    *command: str, cwd: Path | None = None, timeout: float = 300, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command likewise, and give how it ended; what it prints is in `stdout`."""
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment() | variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def require_engine() -> None:
+    """Skip the test where no engine answers; fail it where one ought to, as in CI."""
+    if reason := _what_is_missing():
+        if os.environ.get("REQUIRE_SERVICES") == "1":
+            pytest.fail(f"{reason} (REQUIRE_SERVICES forbids skipping)")
+        pytest.skip(reason)
 
 
 @functools.cache
-def environment() -> dict[str, str]:
-    """Give the environment in which `docker` works, without what would change a project.
-
-    Skips the test where there is no engine; fails it where there ought to be one.
-    """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("CELERY_", "COMPOSE_", "MAKE", "UV_PROJECT", "VIRTUAL_ENV"))
-    }
-    if _answers(kept):
-        return kept
-    if not SCRIPT.exists():
-        pytest.skip("no Docker engine answers: nothing to build and to run images on")
-    if os.getuid() != 0:
-        _refuse("no Docker engine answers, and starting one takes root")
-    FOLDER.mkdir(exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        started = subprocess.run([SCRIPT, "up"], capture_output=True, text=True, timeout=600, check=False)
-        if started.returncode:
-            _refuse(f"{SCRIPT} could not start an engine:\n{started.stdout}{started.stderr}")
-        exported = re.findall(r"(\w+)=(\S+)", (FOLDER / "env").read_text())
-        ours = kept | {name: value.replace("$PATH", kept["PATH"]) for name, value in exported}
-        _add_init()
-        return ours
+def _what_is_missing() -> str:
+    if not shutil.which("docker"):
+        return "docker is not installed"
+    for command in (["docker", "info"], ["docker", "buildx", "version"], ["docker", "compose", "version"]):
+        if attempt(*command, timeout=60).returncode:
+            return f"`{' '.join(command)}` fails: nothing to build and to run images with"
+    return ""
 
 
-def _answers(variables: dict[str, str]) -> bool:
-    if not shutil.which("docker", path=variables["PATH"]):
-        return False
-    done = subprocess.run(["docker", "info"], env=variables, capture_output=True, timeout=60, check=False)
-    return done.returncode == 0
-
-
-def _refuse(reason: str) -> NoReturn:
-    if os.environ.get("REQUIRE_SERVICES") == "1":
-        pytest.fail(f"{reason} (REQUIRE_SERVICES forbids skipping)")
-    pytest.skip(reason)
-
-
-def _add_init() -> None:
-    """Give that engine the small process of `init: true`, which comes in a package of its own."""
-    tini, link = Path("/usr/bin/tini-static"), FOLDER / "bin" / "docker-init"
-    if not tini.exists():
-        subprocess.run(["apt-get", "install", "-y", "-qq", "tini"], capture_output=True, timeout=300, check=False)
-    if not link.exists():
-        link.unlink(missing_ok=True)
-        link.symlink_to(tini)
-
-
-def pull_images(project: Project) -> None:
-    """Have every image that the project's files name, at least a stand-in for it."""
-    texts = "".join((project.folder / name).read_text() for name in ("Dockerfile", "compose.yaml"))
-    texts += (project.folder / "compose.override.yaml").read_text()
-    named = re.findall(r"^(?:FROM| +image:) (\S+[:/]\S+)", texts, re.MULTILINE)
-    if environment().get("DOCKER_HOST") != f"unix://{FOLDER}/docker.sock":
-        return
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for image in dict.fromkeys(named):
-            if attempt("docker", "image", "inspect", image).returncode:
-                _stand_in(image)
-
-
-def _stand_in(image: str) -> None:
-    name, _, tag = image.partition(":")
-    match name.rpartition("/")[2]:
-        case "python":
-            version = tag.partition("-")[0]
-            run(str(SCRIPT), "python", version, timeout=900)
-            run("docker", "tag", f"python:{version}-slim", image)
-        case ("uv" | "redis" | "postgres" | "rabbitmq") as kind:
-            run(str(SCRIPT), kind, tag, timeout=900)
-        case _:
-            run(str(SCRIPT), "debian", image, *STAND_INS[name], timeout=900)
+def assert_is_small(project: Project, budget: int) -> str:
+    """Check the size of an image against the megabytes that it may add to the Python image; give a line about it."""
+    image = project.slug.replace("_", "-")
+    [base] = re.findall(r"^FROM (python:\S+)", (project.folder / "Dockerfile").read_text(), re.MULTILINE)
+    sizes = run("docker", "image", "inspect", image, base, "--format", "{{.Size}}").split()
+    ours, of_python = (int(size) / 1e6 for size in sizes)
+    assert ours - of_python < budget
+    return f"image {image}: {ours:.0f} MB, of which Python {of_python:.0f} MB"
 
 
 class Stack:
@@ -141,6 +53,7 @@ class Stack:
         """Prepare `.env` as somebody does whose ports are taken; `settings` are added to it."""
         self.project = project
         self.folder = project.folder
+        self.settings = settings
         self.name = f"{project.slug}-{secrets.token_hex(4)}"
         text = (self.folder / ".env.example").read_text()
         ports = r"^#? ?((?!SMTP)\w+_PORT)=\d+"
@@ -150,7 +63,6 @@ class Stack:
         (self.folder / ".env").write_text(text)
 
     def __enter__(self) -> Self:
-        pull_images(self.project)
         try:
             self.make("up")
         except BaseException:
@@ -185,11 +97,15 @@ class Stack:
 
     def lines(self) -> list[str]:
         """Give what the probe tasks have noted so far."""
-        return self.attempt("exec", "-T", "celery", "cat", "/data/notes").stdout.splitlines()
+        return run("docker", "exec", self.containers("celery")[0], "cat", "/data/notes").splitlines()
 
     def wait_for_lines(self, lines: Sequence[str], seconds: float) -> None:
         """Wait until probe tasks have noted all of these."""
-        wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
+        self.wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for what a container has to be asked for, which takes a quarter of a second."""
+        wait_until(condition, seconds, what, longest_pause_seconds=0.5)
 
     def logs(self, service: str) -> str:
         """Give what the containers of a service have printed."""
@@ -197,7 +113,10 @@ class Stack:
 
     def containers(self, service: str) -> list[str]:
         """Give the ids of its containers, stopped ones included."""
-        return self.compose("ps", "--all", "--quiet", service).split()
+        # Tests ask often, and `docker compose ps` takes five times as long.
+        labels = {"project": self.name, "service": service}
+        filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+        return run("docker", "ps", "--all", "--quiet", *filters).split()
 
     def inspect(self, service: str) -> Any:
         """Give what the engine says of the first container of a service."""

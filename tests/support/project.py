@@ -1,4 +1,4 @@
-"""Render a project, install what it depends on, and run its workers and publishers.
+"""Render a project, install it, and run its workers and programs.
 
 For example:
 
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,13 @@ from typing import Any, Self
 
 import copier
 
-from .servers import child_pids, wait_until
+from support import environment
+from support.processes import child_pids
+from support.servers import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-ENVIRONMENTS = Path.home() / ".cache" / "copier-celery-service" / "environments"
+#: Projects that were installed for many tests. One that nobody has used for so many seconds is deleted.
+KEPT, KEPT_SECONDS = Path.home() / ".cache" / "copier-celery-service" / "projects", 24 * 3600
 
 # Beat says at level DEBUG only that it has looked at its schedule for the first time. Before that
 # a SIGTERM ends it with an error: its handler needs what the interrupted start was importing.
@@ -112,7 +115,7 @@ def commit_all(folder: Path, tag: str | None = None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InstalledProject(Project):
-    """A project and the virtual environment that holds its dependencies."""
+    """A project and the virtual environment in which it is installed."""
 
     environment: Path
 
@@ -123,14 +126,14 @@ class InstalledProject(Project):
     def run(
         self, *command: str, env: Mapping[str, str] | None = None, timeout_seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment in the project's folder, with no variables of ours but these.
+        """Run a program of the environment in the project's folder, as a user with these variables does.
 
         Raises subprocess.TimeoutExpired when it takes too long.
         """
         return subprocess.run(
             [self.program(command[0]), *command[1:]],
             cwd=self.folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"} | dict(env or {}),
+            env=environment.of_a_user(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -144,55 +147,29 @@ class InstalledProject(Project):
         """Run `celery -A …` likewise."""
         return self.run("celery", "-A", f"{self.slug}.celery", *arguments, env=env, timeout_seconds=timeout_seconds)
 
+    def copy(self, folder: Path) -> "InstalledProject":
+        """Copy the project to a folder in which a test may change it.
 
-def install(project: Project, python: str | None = None, *, complete: bool = False) -> InstalledProject:
-    """Install the dependencies with uv; projects with equal ones share one environment.
+        The environment stays the same: Python, and `celery -A`, look in the working folder first.
+        """
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".venv"))
+        return InstalledProject(folder=folder, slug=self.slug, environment=self.environment)
 
-    A `complete` one has an environment of its own, with the project installed as its users have it:
-    `celery` then has the commands that the project adds.
 
-    `python` is a version or a path; without it UV_PYTHON counts, then the running Python.
-    The first time for a set of dependencies takes some seconds, later times some milliseconds.
+def install(project: Project, python: str | None = None, *, compiled: bool = False) -> InstalledProject:
+    """Install a project with uv, as its users do, into a virtual environment of its own.
+
+    `python` is a version or a path; without it UV_PYTHON counts, then the running Python. Installing takes a second;
+    when it shall be `compiled`, which pays where many processes are started, some more.
 
     Raises RuntimeError with uv's output.
     """
     python = python or os.environ.get("UV_PYTHON") or sys.executable
-    if complete:
-        environment = project.folder / ".venv"
-        _sync(project, python, environment)
-        return InstalledProject(folder=project.folder, slug=project.slug, environment=environment)
-    environment = ENVIRONMENTS / _key(project, python)
-    done = environment / "complete"
-    with _locked(environment.with_suffix(".lock")):
-        if not done.exists():
-            _sync(project, python, environment, "--no-install-project")
-            done.touch()
-    return InstalledProject(folder=project.folder, slug=project.slug, environment=environment)
-
-
-def _key(project: Project, python: str) -> str:
-    """Name what decides about the contents of an environment, and nothing else."""
-    settings = tomllib.loads((project.folder / "pyproject.toml").read_text(encoding="utf-8"))
-    about = settings["project"]
-    lock = project.folder / "uv.lock"
-    parts = [
-        str(Path(python).resolve()) if "/" in python else python,
-        about["requires-python"],
-        about["dependencies"],
-        about.get("optional-dependencies"),
-        settings.get("dependency-groups"),
-        settings.get("tool", {}).get("uv"),
-        lock.read_text(encoding="utf-8") if lock.exists() else None,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _sync(project: Project, python: str, environment: Path, *options: str) -> None:
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    installed = InstalledProject(folder=project.folder, slug=project.slug, environment=project.folder / ".venv")
     done = subprocess.run(
-        [uv, "sync", "--python", python, *options],
+        [shutil.which("uv") or str(Path(sys.executable).with_name("uv")), "sync", "--python", python],
         cwd=project.folder,
-        env=_variables({"UV_PROJECT_ENVIRONMENT": str(environment)}),
+        env=environment.of_a_package_client({"UV_COMPILE_BYTECODE": "1"} if compiled else {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -200,6 +177,63 @@ def _sync(project: Project, python: str, environment: Path, *options: str) -> No
     )
     if done.returncode:
         raise RuntimeError(f"uv sync ended with status {done.returncode}:\n{done.stderr}")
+    if compiled:  # uv leaves out what is editable
+        installed.run("python", "-m", "compileall", "-q", project.slug, "runtime", timeout_seconds=300)
+    return installed
+
+
+def kept_project(
+    answers: Mapping[str, Any],
+    task_modules: Mapping[str, Path],
+    *,
+    extras: Sequence[str] = (),
+    like: InstalledProject | None = None,
+) -> InstalledProject:
+    """Give the project of these answers, with these modules in its `tasks/` too, by name.
+
+    It is rendered and installed the first time, with these extras of our library, and then kept for other test
+    processes and later runs. With another project to be `like`, it is only rendered, and uses that one's environment.
+    Nobody may change it: see `InstalledProject.copy`.
+    """
+    python = os.environ.get("UV_PYTHON") or sys.executable
+    parts = [str(REPOSITORY), os.path.realpath(python), dict(answers), list(extras), like and like.folder.name]
+    key = hashlib.sha256(json.dumps(parts).encode())
+    for name, path in [*_sources(), *sorted(task_modules.items())]:
+        key.update(f"\0{name}\0".encode() + path.read_bytes())
+    folder = KEPT / key.hexdigest()[:16]
+    about = folder.with_suffix(".json")  # written when all is there
+    with _locked(folder.with_suffix(".lock")):
+        if not about.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            project = render(folder, answers)
+            for name, path in task_modules.items():
+                shutil.copy(path, folder / project.slug / "tasks" / f"{name}.py")
+            if not like:
+                settings = folder / "pyproject.toml"
+                wanted = f"celery-service[{','.join(extras)}]"
+                settings.write_text(re.sub(r"celery-service\[.*?\]", wanted, settings.read_text()))
+                install(project, compiled=True)
+            about.write_text(json.dumps({"slug": project.slug}))
+        about.touch()
+        slug = json.loads(about.read_text())["slug"]
+    _delete_unused()
+    return InstalledProject(folder=folder, slug=slug, environment=like.environment if like else folder / ".venv")
+
+
+def _sources() -> list[tuple[str, Path]]:
+    """Give what decides about the content of a rendered project, in a stable order."""
+    folders = ("template", "includes")
+    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [(str(path), path) for path in sorted([REPOSITORY / "copier.yml", *paths]) if path.is_file()]
+
+
+def _delete_unused() -> None:
+    """Delete the projects that no run of late has used."""
+    for about in KEPT.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            if about.stat().st_mtime < time.time() - KEPT_SECONDS:
+                about.unlink()
+                shutil.rmtree(about.with_suffix(""), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -209,15 +243,6 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _variables(more: Mapping[str, str]) -> dict[str, str]:
-    """Give the environment of a subprocess: ours, less what would change what is tested."""
-    ours = ("CELERY_", "PYTHON", "VIRTUAL_ENV", "UV_PROJECT", "COV_", "PYTEST_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    for name in ("APP", "BROKER_URL"):  # Celery's command line reads them
-        kept.pop(name, None)
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"} | dict(more)
 
 
 # --- run --------------------------------------------------------------------------------------
@@ -238,7 +263,7 @@ def run_python(
     done = subprocess.run(
         [project.program("python"), "-c", code],
         cwd=project.folder,
-        env=_variables(env or {}),
+        env=environment.of_a_user(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -280,7 +305,7 @@ class Worker:
                     *("--loglevel", LEVEL[command], *name, *arguments),
                 ],
                 cwd=project.folder,
-                env=_variables(env),
+                env=environment.of_a_user(env),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -15,11 +15,12 @@ import kombu
 import redis
 from amqp.exceptions import NotFound
 
-from support.project import InstalledProject, Worker, run_python
-from support.servers import start_rabbitmq, start_redis, wait_until
-from support.service import install_with_tasks
+from support import environment
+from support.project import InstalledProject, Worker
+from support.publisher import Publisher, run_command
+from support.servers import Server, start_rabbitmq, start_redis, wait_until
+from support.service import QUEUES, empty, plain_project
 
-QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Redis keeps what it has confirmed, even when it is killed; by default it may forget a second.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--enable-protected-configs", "yes")
 WORKERS, CHILDREN = 2, 2
@@ -53,24 +54,26 @@ with open({ledger!r}, "a", buffering=1) as ledger:
 
 @dataclass(frozen=True)
 class Servers:
-    """A project and its servers. They serve one cell after the other."""
+    """The project and its servers. They serve one cell after the other."""
 
     name: str
     project: InstalledProject
-    broker: Any
+    broker: Server
     #: A Redis for results and dead letters. On Redis the broker keeps them, except where a cell has them apart.
-    store: Any
+    store: Server
     folder: Path
 
 
 @contextlib.contextmanager
-def servers(broker_name: str, folder: Path) -> Iterator[Servers]:
-    """Render and install a project for a broker, and start what it needs."""
-    installed = install_with_tasks(folder / "project", {"broker": broker_name}, "probe", complete=True)
-    start = start_rabbitmq if broker_name == "rabbitmq" else start_redis
-    options = {} if broker_name == "rabbitmq" else {"options": DURABLE}
-    with start(folder / "broker", **options) as broker, start_redis(folder / "store", options=DURABLE) as store:
-        yield Servers(broker_name, installed, broker, store, folder)
+def servers(broker_name: str, folder: Path, rabbitmq: Server | None = None) -> Iterator[Servers]:
+    """Start what a broker needs, but for a RabbitMQ that is there already."""
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(start_redis(folder / "store", options=DURABLE))
+        if broker_name == "redis":
+            broker = stack.enter_context(start_redis(folder / "broker", options=DURABLE))
+        else:
+            broker = rabbitmq or stack.enter_context(start_rabbitmq(folder / "broker"))
+        yield Servers(broker_name, plain_project(), broker, store, folder)
 
 
 @dataclass
@@ -112,19 +115,21 @@ class Bench:
         self.ledger = self.folder / "ledger"
         self.notes.touch()
         self.ledger.touch()
+        for server in (self.broker, self.servers.store):
+            server.recover()
         for each in {self.store.url, self.servers.store.url}:
             with redis.Redis.from_url(each) as client:
                 client.flushall()
         if self.servers.name == "rabbitmq":
-            self.each_queue(lambda channel, queue: channel.queue_purge(queue))
+            empty(self.broker)
 
     @property
-    def broker(self) -> Any:
+    def broker(self) -> Server:
         """The server that holds the messages."""
         return self.servers.broker
 
     @property
-    def store(self) -> Any:
+    def store(self) -> Server:
         """The server that holds results and dead letters."""
         apart = self.store_apart or self.servers.name == "rabbitmq"
         return self.servers.store if apart else self.servers.broker
@@ -227,16 +232,19 @@ class Bench:
             return subprocess.Popen(
                 [self.servers.project.program("python"), "-c", code],
                 cwd=self.servers.project.folder,
-                env={"PATH": "/usr/bin:/bin", **self.variables},
+                env=environment.of_a_user(self.variables),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
     def send(self, call: str) -> None:
         """Send something else, such as `probe.crash.delay(notes)`."""
-        header = f"from {self.servers.project.slug}.celery import celery\n"
-        header += f"from {self.servers.project.slug}.tasks import probe\nnotes = {str(self.notes)!r}\n"
-        run_python(self.servers.project, header + call, self.variables)
+        slug = self.servers.project.slug
+        code = (
+            f"from {slug}.celery import celery\nfrom {slug}.tasks import probe\nnotes = {str(self.notes)!r}\n{call}.id"
+        )
+        with Publisher(self.servers.project, self.variables, output=self.folder / "sender") as publisher:
+            publisher.run(code)
 
     # --- what became of it ---
 
@@ -258,7 +266,8 @@ class Bench:
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """Ask as a user does."""
-        done = self.servers.project.celery("dead-letters", "list", "--json", env=self.variables)
+        command = ["celery", "-A", f"{self.servers.project.slug}.celery", "dead-letters", "list", "--json"]
+        done = run_command(self.servers.project, command, self.variables, output=self.folder / "command")
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -1,11 +1,9 @@
-"""Nothing is lost on Redis, whatever is killed, frozen or restarted: the short form of `make chaos`."""
+"""Nothing is lost, whatever is killed, frozen or restarted: the short form of `make chaos`."""
 
 import pytest
 
 from support.chaos.bench import Servers
 from support.chaos.cells import SHORT, Cell, assert_nothing_is_lost
-
-BROKER = "redis"
 
 
 @pytest.mark.parametrize("cell", SHORT, ids=lambda cell: cell.slug)

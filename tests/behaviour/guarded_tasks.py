@@ -1,19 +1,15 @@
 """Tasks that the behaviour tests add to a rendered project: they do what must happen once."""
 
 import asyncio
-import importlib
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 from celery import current_app
+from celery_service.tasks.once import once
 
 from .probe import note
-
-# The package has the name of the project.
-once: Any = importlib.import_module("..runtime.once", __package__).once
 
 
 @current_app.task(name="once.work", default_retry_delay=0)

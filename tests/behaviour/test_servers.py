@@ -13,14 +13,13 @@ import pytest
 import redis
 from kombu import Connection, Exchange, Queue
 
+from support.processes import is_running
 from support.servers import (
     HOST,
     Server,
     find_postgres,
-    find_rabbitmq,
     find_redis,
     free_port,
-    is_running,
     listens,
     require,
     start_postgres,
@@ -30,12 +29,6 @@ from support.servers import (
 )
 
 KEEPING = ("--appendonly", "yes", "--appendfsync", "always")
-
-
-@pytest.fixture(autouse=True)
-def no_servers_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TEST_REDIS_URL", "TEST_RABBITMQ_URL", "TEST_POSTGRESQL_URL"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -90,7 +83,7 @@ def names_of_open_files(pid: int) -> Iterator[str]:
             yield str(file.readlink())
 
 
-# --- Redis ------------------------------------------------------------------------------------
+# --- Redis ------------------------------------------------------------------------------------------------------------
 
 
 def redis_client(server: Any) -> redis.Redis:
@@ -139,7 +132,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert not processes_in(tmp_path)
 
 
-# --- RabbitMQ ---------------------------------------------------------------------------------
+# --- RabbitMQ ---------------------------------------------------------------------------------------------------------
 
 QUEUE = Queue(
     "kept",
@@ -211,7 +204,7 @@ def test_rabbitmq_says_why_it_cannot_start(tmp_path: Path) -> None:
     wait_until(lambda: not processes_in(tmp_path), 10, "its processes to be gone")
 
 
-# --- PostgreSQL -------------------------------------------------------------------------------
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
 def sql(server: Any, statement: str, timeout_seconds: float = 10) -> str:
@@ -241,7 +234,7 @@ def test_postgres_serves_and_keeps_tables_over_restart_and_kill(tmp_path: Path, 
         assert sql(server, "select 1") == "1"
 
 
-# --- what they share --------------------------------------------------------------------------
+# --- what they share --------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_server_skips_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +242,7 @@ def test_a_missing_server_skips_the_test(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(pytest.skip.Exception) as skipped:
         require("redis-server", None)
     assert str(skipped.value) == (
-        "redis-server is not installed and TEST_REDIS_URL is not set: nothing to test against; "
-        "apt-get install redis-server"
+        "redis-server is not installed: nothing to test against; apt-get install redis-server"
     )
 
 
@@ -267,34 +259,37 @@ def test_a_found_server_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert require("redis-server", "/usr/bin/redis-server") == "/usr/bin/redis-server"
 
 
-def test_servers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_not_installed_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert find_redis() is None
-    monkeypatch.setenv("TEST_REDIS_URL", "redis://elsewhere/0")
-    monkeypatch.setenv("TEST_RABBITMQ_URL", "amqp://elsewhere//")
-    monkeypatch.setenv("TEST_POSTGRESQL_URL", "postgresql://elsewhere/db")
-    assert find_redis() == "redis://elsewhere/0"
-    assert find_rabbitmq() == "amqp://elsewhere//"
-    assert find_postgres() == "postgresql://elsewhere/db"
 
 
-@pytest.mark.parametrize("action", ["restart", "kill", "pause", "resume"])
-def test_a_server_elsewhere_is_used_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
-) -> None:
-    with start_redis(tmp_path) as elsewhere:
-        monkeypatch.setenv("TEST_REDIS_URL", elsewhere.url)
-        with start_redis(tmp_path / "unused") as server:
-            assert server.url == elsewhere.url
-            with pytest.raises(pytest.skip.Exception, match="TEST_REDIS_URL is set"):
-                getattr(server, action)()
-        assert redis_client(elsewhere).ping()
-
-
-def test_a_silent_server_elsewhere_fails_within_its_deadline() -> None:
-    server = Server(name="redis-server", url="", answers=lambda: False, start_seconds=0.1)
-    with pytest.raises(RuntimeError, match=r"waited 0.1 s .* at the address in TEST_REDIS_URL"):
+def test_a_silent_server_fails_within_its_deadline(tmp_path: Path) -> None:
+    port = free_port()
+    server = Server(
+        name="mute",
+        url=f"x://{HOST}:{port}",
+        answers=lambda: False,
+        command=["/bin/sleep", "60"],
+        log=tmp_path / "log",
+        start_seconds=0.1,
+    )
+    with pytest.raises(RuntimeError, match=r"waited 0\.1 s in vain for: an answer from mute"):
         server.start()
+    assert not processes_in(tmp_path)
+
+
+def end_by_itself(server: Any) -> None:
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.mark.parametrize("mishap", [Server.pause, Server.kill, Server.stop, end_by_itself])
+def test_a_server_recovers_from_whatever_was_done_to_it(tmp_path: Path, mishap: Callable[[Any], None]) -> None:
+    with start_redis(tmp_path) as server:
+        mishap(server)
+        server.recover()
+        assert redis_client(server).ping()
 
 
 def test_a_server_that_does_not_stop_is_killed_and_reported(tmp_path: Path) -> None:
