@@ -1,0 +1,75 @@
+"""What a stack of containers promises, on either broker: test_stack_redis.py and test_stack_rabbitmq.py run these.
+
+The tests of a class share one stack, and leave it running.
+"""
+
+from pathlib import Path
+
+from support.commands import run
+from support.containers import Stack
+
+
+def send(stack: Stack, prefix: str, count: int, call: str = "probe.work.delay(notes, key, 0.5)") -> list[str]:
+    """Send tasks from inside, and give the lines that they note at their end."""
+    keys = [f"{prefix}-{number}" for number in range(count)]
+    stack.python(f"for key in {keys!r}: {call}\n")
+    return [f"end {key}" for key in keys]
+
+
+class Promises:
+    """The tests of one broker, which the class that inherits them names."""
+
+    broker: str
+
+    def test_tasks_from_the_host_and_from_inside_run(self, stack: Stack) -> None:
+        stack.make("call", "TASK=probe.work", 'ARGS=["/data/notes", "host"]')
+        assert stack.python("print(json.dumps(probe.work.delay(notes, 'inside').get(timeout=30)))") == "inside"
+        stack.wait_for_lines(["end host", "end inside"], 30)
+
+    def test_the_worker_gets_signals_itself_and_everything_is_hardened(self, stack: Stack) -> None:
+        command = stack.compose("exec", "-T", "celery", "cat", f"/proc/{stack.main_process()}/cmdline").split("\0")
+        assert Path(command[0]).name == "python"
+        assert Path(command[1]).name == "celery"
+        for service in ("celery", "beat"):
+            host = stack.inspect(service)["HostConfig"]
+            assert host["ReadonlyRootfs"]
+            assert host["CapDrop"] == ["ALL"]
+            assert host["Memory"] > 0
+            assert host["RestartPolicy"]["Name"] == "unless-stopped"
+        grace = stack.inspect("celery")["Config"]["StopTimeout"]
+        assert str(grace) == stack.settings["CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT"]
+
+    def test_a_stop_with_tasks_in_flight_loses_nothing_and_is_in_time(self, stack: Stack) -> None:
+        lines = send(stack, "long", 4, "probe.interrupted.delay(notes, key, 8.5)") + send(stack, "waiting", 4)
+        stack.wait_for_lines(["start long-0"], 30)
+        stack.compose("stop", "celery")
+        # After the grace period, the engine kills, and the status is 137.
+        assert stack.inspect("celery")["State"]["ExitCode"] == 0
+        stack.compose("up", "--detach", "--wait", "celery")
+        stack.wait_for_lines(lines, 60)
+
+    def test_a_worker_that_is_killed_and_servers_that_restart_lose_nothing(self, stack: Stack) -> None:
+        lines = send(stack, "killed", 6, "probe.interrupted.delay(notes, key, 5)")
+        stack.wait_for_lines(["start killed-0"], 30)
+        run("docker", "kill", *stack.containers("celery"))
+        stack.compose("restart", *{"redis", self.broker})
+        stack.compose("up", "--detach", "--wait", "celery")
+        # On Redis, what the dead worker held comes back after the visibility timeout.
+        stack.wait_for_lines(lines, 90)
+
+    def test_an_outage_of_the_broker_loses_nothing_and_is_no_reason_to_restart_the_worker(self, stack: Stack) -> None:
+        lines = send(stack, "before", 12)
+        stack.wait_for_lines(["start before-0"], 30)
+        stack.compose("stop", self.broker)
+        probes: set[str] = set()
+
+        def seven_probes() -> bool:
+            """They take longer than the silence that makes a worker unhealthy."""
+            probes.add(stack.last_probe("celery"))
+            assert stack.health("celery") == "healthy"
+            return len(probes) > 7
+
+        stack.wait_until(seven_probes, 60, "seven probes")
+        stack.compose("up", "--detach", "--wait", self.broker)
+        stack.wait_for_lines(lines + send(stack, "after", 2), 90)
+        assert stack.inspect("celery")["RestartCount"] == 0

@@ -1,0 +1,35 @@
+"""The Compose stack on Redis is started, used, attacked and stopped, on a real engine."""
+
+from artefacts.promises import Promises, send
+from support.containers import Stack
+
+
+class TestOnRedis(Promises):
+    """What doesn't depend on the broker is half here, half in test_stack_rabbitmq.py: the two run side by side."""
+
+    broker = "redis"
+
+    def test_redis_refuses_rather_than_forgets(self, stack: Stack) -> None:
+        assert "noeviction" in stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", "maxmemory-policy")
+        assert "yes" in stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", "appendonly")
+        assert "NOAUTH" in stack.compose("exec", "-T", "-e", "REDISCLI_AUTH=", "redis", "redis-cli", "ping")
+
+    def test_a_frozen_worker_is_unhealthy(self, stack: Stack) -> None:
+        worker = stack.main_process()
+        stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -STOP {worker}")
+        try:
+            stack.wait_until(lambda: stack.health("celery") == "unhealthy", 60, "the worker to be unhealthy")
+        finally:
+            stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
+        stack.wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
+
+    def test_more_workers_and_down(self, stack: Stack) -> None:
+        [line] = send(stack, "kept", 1)
+        stack.wait_for_lines([line], 30)
+        stack.make("scale", "N=2")
+        assert len(stack.containers("celery")) == 2
+        stack.make("down")
+        assert stack.compose("ps", "--all", "--quiet") == ""
+        # What the volumes hold is there again.
+        stack.make("up")
+        assert line in stack.lines()

@@ -1,0 +1,13 @@
+"""Generated projects, made without what Copier does again and again."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.fast_copier import without_repetition
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_copier() -> Iterator[None]:
+    with without_repetition():
+        yield
