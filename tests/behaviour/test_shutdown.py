@@ -14,6 +14,8 @@ from support.service import Service
 
 #: For most tests: tasks have half of it.
 GRACE = 8
+#: What a busy machine may take on top, in seconds: several workers stop here at the same time.
+LATE = 2
 #: Far beyond any grace period, and below the hard time limit and the visibility timeout.
 LONG = 300
 
@@ -92,7 +94,7 @@ def test_what_does_not_fit_is_handed_back_in_time(service: Service) -> None:
     """Also what tidies up when it is interrupted, and what refuses to be."""
     busy = [Busy(service, kind, kind) for kind in ("interrupted", "tidy", "stubborn")]
     for seconds in seconds_of([Stop(each.worker) for each in busy]):
-        assert GRACE / 2 <= seconds < GRACE
+        assert GRACE / 2 <= seconds < GRACE + LATE
     for each in busy:
         assert steps(service, each.name) == (["start", "tidied"] if each.name == "tidy" else ["start"])
         assert service.state(each.task) == "STARTED"
@@ -112,7 +114,7 @@ def test_what_waits_in_the_worker_goes_back_too(service: Service) -> None:
     later = service.send("probe.work.apply_async((notes, 'later'), countdown=8)")
     if service.broker is service.redis:
         worker.wait_for(rf"{later}\S* received")
-    assert Stop(worker).seconds() < GRACE
+    assert Stop(worker).seconds() < GRACE + LATE
     finish_elsewhere(service, running, *waiting, later)
     assert sorted(service.lines()) == sorted(
         ["start running"] + [f"{step} {key}" for key in ("running", "a", "b", "later") for step in ("start", "end")]
@@ -164,8 +166,8 @@ def test_a_signal_to_all_processes_loses_nothing(service: Service) -> None:
     """Ctrl-C in a terminal reaches the processes of the pool too, which ignore it, and so may a SIGTERM."""
     interrupted, terminated = Busy(service, "int"), Busy(service, "term")
     stop = Stop(interrupted.worker, signal.SIGINT, group=True)
-    assert Stop(terminated.worker, signal.SIGTERM, group=True).seconds() < GRACE
-    assert stop.seconds(status=1) < GRACE + 1
+    assert Stop(terminated.worker, signal.SIGTERM, group=True).seconds() < GRACE + LATE
+    assert stop.seconds(status=1) < GRACE + LATE
     finish_elsewhere(service, interrupted.task, terminated.task)
     assert steps(service, "int") == steps(service, "term") == ["start", "start", "end"]
 
@@ -178,7 +180,7 @@ def test_each_of_many_tasks_ends_as_it_fits(service: Service) -> None:
     tasks = service.python(f"[task.id for task in [{', '.join(calls)}]]")
     for key in ("long1", "long2", "short1", "short2"):
         service.wait_for_line(f"start {key}")
-    assert 5 < Stop(worker).seconds() < 12
+    assert 5 < Stop(worker).seconds() < 12 + LATE
     assert sorted(service.lines()) == sorted(
         ["start long1", "start long2"] + [f"{step} short{n}" for n in (1, 2) for step in ("start", "end")]
     )
@@ -197,6 +199,6 @@ def test_pools_without_processes_hand_back_too(service: Service, pool: str) -> N
         service.result(short)
     long = service.send(f"probe.interrupted.delay(notes, 'long', {LONG})")
     service.wait_for_line("start long")
-    assert GRACE / 2 <= Stop(worker).seconds() < GRACE
+    assert GRACE / 2 <= Stop(worker).seconds() < GRACE + LATE
     finish_elsewhere(service, short, long)
     assert sorted(service.lines()) == sorted(["start long", "start long", "end long", "start short", "end short"])

@@ -34,7 +34,7 @@ from support.servers import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 #: Projects that were installed for many tests. One that nobody has used for so many seconds is deleted.
-KEPT, KEPT_SECONDS = Path.home() / ".cache" / "copier-celery-service" / "projects", 24 * 3600
+KEPT, KEPT_SECONDS = Path.home() / ".cache" / "copier-celery-service" / "projects", 4 * 3600
 
 # Beat says at level DEBUG only that it has looked at its schedule for the first time. Before that
 # a SIGTERM ends it with an error: its handler needs what the interrupted start was importing.
