@@ -8,7 +8,6 @@ from typing import Any
 import celery
 from celery.signals import worker_init
 
-from celery_service.brokers.redis import delays
 from celery_service.dead_letters import poison
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
@@ -79,9 +78,7 @@ class Task(celery.Task[..., Any]):
 
         Raises:
             InvalidArguments: The body doesn't take these arguments.
-            ValueError: It would wait longer than Redis lets it.
         """
-        delays.refuse_too_long(self, options.get("countdown"), options.get("eta"))
         if self._arguments:
             try:
                 self._arguments.check(args or (), kwargs or {})
@@ -118,7 +115,6 @@ def install(app: celery.Celery) -> None:
     def check(sender: Any, **kwargs: object) -> None:
         if sender.app is app:
             _refuse_what_can_not_run(sender)
-            delays.check_tasks(app)
 
     worker_init.connect(check, weak=False)
 

@@ -17,8 +17,6 @@ DAY = 24 * 60 * 60.0
 LONGEST_RUN = 60 * 60.0
 #: Seconds that a process needs to end after its time limit.
 MARGIN = 5.0
-#: Ask again after so many seconds at most: Redis may deliver twice what waits for longer.
-LONGEST_WAIT = 600.0
 
 logger = structlog.get_logger(__name__)
 
@@ -61,7 +59,7 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
         return
     if state != "ours":
         running = StillRunning(f"{task.name} runs elsewhere; its lease ends in {state:.0f} s")
-        raise task.retry(exc=running, countdown=min(state + 1, LONGEST_WAIT))
+        raise task.retry(exc=running, countdown=state + 1)
     try:
         yield True
     except BaseException:

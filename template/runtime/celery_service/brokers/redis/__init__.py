@@ -1,5 +1,6 @@
 """Redis as the broker: its settings. transport.py is how messages come out of it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,8 @@ from celery_service.config.settings import ConfigurationError
 SCHEMES = ("redis", "rediss", "sentinel")
 EXAMPLE = "redis://localhost:6379/0"
 
-#: The longest that a retry or a countdown may wait: beyond it Redis delivers the message twice.
-LONGEST_DELAY = 600.0
-#: What a worker needs around a task: to fetch it, to store its result, to acknowledge it.
-GRACE = 60.0
+#: Seconds for which a worker holds a message unless it renews that: see lease.py.
+LEASE = 60.0
 
 TRANSPORT = "celery_service.brokers.redis.transport"
 
@@ -33,9 +32,7 @@ SETTINGS: dict[str, object] = {
         # One list for each queue, whose length is what waits there. By default there are four, and
         # priority 0 is the most urgent.
         "priority_steps": [0],
-        # Look for messages of dead workers every 10 seconds instead of every 100.
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
+        "visibility_timeout": LEASE,
     },
 }
 
@@ -51,28 +48,17 @@ def settings(url: str, root: Path) -> dict[str, object]:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Derive the visibility timeout, and refuse what can't work.
-
-    Redis delivers a message again that isn't acknowledged within the visibility timeout:
-    https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout
+    """Refuse what can't work.
 
     Raises:
-        ConfigurationError: Redis would deliver running tasks again, or a Sentinel has no master.
+        ConfigurationError: The lease is no number of seconds, or a Sentinel has no master.
     """
     options = settings["broker_transport_options"]
-    limit, timeout = settings["task_time_limit"], options.get("visibility_timeout")
-    is_limited = isinstance(limit, int | float)
-    if timeout is None:
-        if not is_limited:
-            raise ConfigurationError(
-                "CELERY_TASK_TIME_LIMIT is none; then CELERY_BROKER_TRANSPORT_OPTIONS must hold "
-                'a "visibility_timeout" that is longer than any task.'
-            )
-        options["visibility_timeout"] = limit + LONGEST_DELAY + GRACE
-    elif is_limited and isinstance(timeout, int | float) and timeout <= limit:
+    lease = options["visibility_timeout"]
+    if not isinstance(lease, int | float) or not 1 <= lease < math.inf:
         raise ConfigurationError(
-            f"CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout {timeout:g}; it must be above "
-            f"CELERY_TASK_TIME_LIMIT, {limit:g}, or Redis delivers running tasks again."
+            f"CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout {lease!r}; "
+            "it must be a number of seconds, 1 or more."
         )
     if str(settings["broker_url"]).startswith("sentinel") and "master_name" not in options:
         raise ConfigurationError(

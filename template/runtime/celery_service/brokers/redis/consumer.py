@@ -10,6 +10,7 @@ from celery.worker.state import active_requests
 from redis.exceptions import ResponseError
 
 from celery_service.brokers import consumer
+from celery_service.brokers.redis.lease import leases
 
 logger = get_logger(__name__)
 
@@ -20,6 +21,10 @@ warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarni
 
 class Consumer(consumer.Consumer):
     """Leaves what runs to who runs it, over a lost connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        leases.holder = self.hostname
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Have running tasks acknowledged on the next connection."""

@@ -1,23 +1,23 @@
 """How messages come out of Redis.
 
 Kombu takes a message first, and then writes down who has it: what a worker takes that dies in
-between, or that is frozen or cut off, is lost. Here Redis does both in one step. What isn't
-acknowledged comes back after the visibility timeout, as with Kombu.
+between, or that is frozen or cut off, is lost. Here Redis does both in one step. lease.py keeps
+what was taken, and puts back what dead workers have left.
 """
 
-import contextlib
 import json
 import time
 from pathlib import Path
 from queue import Empty
 from typing import Any, ClassVar
-from uuid import uuid4
 
 import kombu.transport.redis
 from celery.utils.log import get_logger
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
+
+from celery_service.brokers.redis.lease import leases
 
 #: An idle worker looks again after so many seconds, if nobody wakes it. Publishers of this project
 #: do, but those that use Kombu alone don't.
@@ -33,39 +33,36 @@ logger = get_logger(__name__)
 _redis: Any = kombu.transport.redis
 
 
-#: What Redis couldn't be told yet, by delivery tag. It belongs to the process: a worker that has
-#: lost its connection tells it on the next one.
-_untold: dict[str, str] = {}
-
-
 class QoS(_redis.QoS):  # type: ignore[misc]
     """Keeps the books about what this worker has taken."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Remember a message; FETCH has written it down."""
         if delivery_tag == self.channel.fetched:
+            self.channel.needs_ack = True
+            leases.add(delivery_tag, message)
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Say that a message is done with."""
-        self._settle(delivery_tag, "done")
+        self.settle(delivery_tag, "done")
+        virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Say that a message is done with, or has to wait behind the others again."""
-        self._settle(delivery_tag, "last" if requeue else "done")
+        self.settle(delivery_tag, "last" if requeue else "done")
+        virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self) -> None:
         """Give everything back, to be fetched next."""
         for tag in self._delivered:
-            self._settle(tag, "first")
+            self.settle(tag, "first")
         self._delivered.clear()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Free what dead workers have had for too long: the next time, if Redis can't now."""
-        with contextlib.suppress(ResponseError):
-            super().restore_visible(*args, **kwargs)
+        """Leave what others hold to lease.py."""
 
     def keep(self, delivery_tag: str) -> None:
         """Leave a message to its task, which outlives the connection."""
@@ -77,23 +74,27 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         Raises:
             RedisError: It still can't.
         """
-        for tag, outcome in list(_untold.items()):
+        for tag, outcome in list(leases.untold.items()):
             self._tell(tag, outcome)
-            del _untold[tag]
+            leases.untold.pop(tag, None)
 
-    def _settle(self, tag: str, outcome: str) -> None:
+    def settle(self, tag: str, outcome: str) -> None:
+        """Tell Redis what becomes of a message: now, or on the next connection."""
+        name = leases.discard(tag)
         try:
-            self._tell(tag, outcome)
+            if not self._tell(tag, outcome):
+                leases.warn_of_lost([name])
         except Exception as error:  # whatever it is, the connection is of no use
             logger.warning("can't tell Redis yet that a message is %s: %s", outcome, error)
-            _untold[tag] = outcome
-        virtual.QoS.ack(self, tag)
+            leases.untold[tag] = outcome
 
-    def _tell(self, tag: str, outcome: str) -> None:
+    def _tell(self, tag: str, outcome: str) -> bool:
+        """Tell Redis; return whether the message was still ours, as far as that is known."""
         if outcome == "done":
-            self._remove_from_indices(tag).execute()
-        else:
-            self.restore_by_tag(tag, leftmost=outcome == "last")
+            was_ours: int = self._remove_from_indices(tag).execute()[0]
+            return bool(was_ours)
+        self.restore_by_tag(tag, leftmost=outcome == "last")
+        return True
 
 
 class _Bytes:
@@ -112,8 +113,9 @@ class _Fetching:
     QoS = QoS
     codecs: ClassVar = {**virtual.Channel.codecs, "bytes": _Bytes()}
 
-    #: The delivery tag of the message that was fetched last.
+    #: The delivery tag of the message that was fetched last, and whether its consumer acknowledges.
     fetched = ""
+    needs_ack = False
 
     _asked: tuple[str, ...] = ()
     _found_nothing = False
@@ -140,12 +142,12 @@ class _Fetching:
             return
         asked = [(queue, step) for step in self.priority_steps for queue in queues]
         self._asked = tuple(queue for queue, _ in asked)
-        self.fetched = str(uuid4())
+        self.fetched = leases.new_tag(self)
         keys = [self.unacked_key, self.unacked_index_key]
         keys += [self._q_for_pri(queue, step) for queue, step in asked]
         connection.send_command(
             *("EVAL", FETCH, len(keys), *(f"{self.global_keyprefix}{key}" for key in keys)),
-            *(self.fetched, time.time(), *(json.dumps(queue) for queue in self._asked)),
+            *(self.fetched, *(json.dumps(queue) for queue in self._asked)),
         )
 
     def _brpop_read(self: Any, **options: Any) -> bool:
@@ -163,7 +165,7 @@ class _Fetching:
             raise Empty from error
         except self.connection_errors:
             if was_fetch:
-                _untold[self.fetched] = "first"
+                leases.untold[self.fetched] = "first"
             connection.disconnect()
             raise
         finally:
@@ -180,7 +182,10 @@ class _Fetching:
         message["properties"]["delivery_tag"] = self.fetched
         queue = self._asked[number]
         self._queue_cycle.rotate(queue)
+        tag, self.needs_ack = self.fetched, False
         self.connection._deliver(message, queue)
+        if not self.needs_ack:  # such as replies to `celery inspect`
+            self.qos.settle(tag, "done")
         return True
 
     def _wait_for_redis(self: Any, error: ResponseError) -> None:

@@ -1,0 +1,156 @@
+"""Leases: what a worker holds is its own for as long as it renews it, and nobody's soon after.
+
+Kombu gives a message back to its queue when it isn't acknowledged within the visibility timeout, so
+that must be longer than any task and any countdown, and what a dead worker held comes back as late.
+Here `visibility_timeout` is a lease. A thread renews it for every message that this process holds,
+four times in its span, and puts back what others haven't renewed. These rules make it safe:
+
+1. All times are those of Redis's own clock, when a message is fetched, renewed and taken over.
+2. Only who has renewed without a gap for a whole lease takes over. After an outage of Redis all
+   leases look old, and the first worker to reconnect would take over what the others still run.
+3. Messages that plain Kombu has taken, whose tags nobody renews, keep Kombu's timeout.
+4. The books belong to the process, not to a connection: what runs is renewed on the next one.
+
+A worker that is frozen or cut off for longer than a lease loses what it holds: it runs twice.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from celery.utils.log import get_logger
+from kombu.transport.redis import Channel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+RENEW = Path(__file__).with_name("renew.lua").read_text(encoding="utf-8")
+CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
+
+#: How delivery tags begin that their holder renews. The name of the holder follows, for people.
+PREFIX = "leased/"
+#: Seconds after which messages come back that plain Kombu holds.
+KOMBUS_TIMEOUT = float(Channel.visibility_timeout)
+#: Seconds until the next attempt, when Redis couldn't be reached.
+RETRY = 1.0
+#: How many messages are put back at a time: in between, the own leases are renewed.
+BATCH = 100
+#: A lease that is longer than so many seconds deserves a word.
+LONG = 300.0
+
+logger = get_logger(__name__)
+
+
+class Leases:
+    """What this process holds: delivery tag → what the message is, for people."""
+
+    def __init__(self) -> None:
+        #: Who holds it, for the warning of whoever takes over: the node name of a worker.
+        self.holder = ""
+        #: What Redis couldn't be told yet, by delivery tag: on the next connection it is.
+        self.untold: dict[str, str] = {}
+        self._held: dict[str, str] = {}
+        self._on_its_way = ""
+        self._channel: Any = None
+        self._client: Any = None
+        self._thread: threading.Thread | None = None
+        # By Redis's clock: when the own leases were renewed last, and since when without a gap.
+        self._renewed = 0.0
+        self._unbroken_since = 0.0
+
+    def new_tag(self, channel: Any) -> str:
+        """Return the tag for what is fetched next on this channel. It is renewed from then on."""
+        self._channel = channel
+        if self._thread is None or not self._thread.is_alive():
+            # A thread, since the event loop waits for its servers, and in `solo` for tasks too.
+            self._thread = threading.Thread(target=self._keep_renewing, name="leases", daemon=True)
+            self._thread.start()
+        holder = self.holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._on_its_way = f"{PREFIX}{holder}/{uuid4()}"
+        return self._on_its_way
+
+    def add(self, tag: str, message: Any) -> None:
+        """Hold a message that was fetched under `tag`."""
+        headers = message.headers or {}
+        self._held[tag] = f"{headers.get('task')}[{headers.get('id')}]"
+
+    def discard(self, tag: str) -> str | None:
+        """Hold it no more, and return what it is. Call this before Redis is told."""
+        return self._held.pop(tag, None)
+
+    def warn_of_lost(self, names: Sequence[str | None]) -> None:
+        """Say which messages others may have taken over; None stands for what isn't held here."""
+        if known := [name for name in names if name]:
+            logger.warning(
+                "lost the lease of %d messages, which others may run as well: %s. "
+                "This process was frozen or cut off from Redis, or Redis lost its data.",
+                *(len(known), ", ".join(known[:10])),
+            )
+
+    def _keep_renewing(self) -> None:
+        lease = float(self._channel.visibility_timeout)
+        if lease > LONG:
+            logger.warning(
+                "visibility_timeout is %g s: what a dead worker held comes back after so long. "
+                "It may be shorter than a task, since workers renew it; the default is 60.",
+                lease,
+            )
+        while True:
+            pause = lease / 4
+            try:
+                self._renew(lease)
+                while self._take_over(lease) == BATCH:
+                    self._renew(lease)
+            except Exception as error:  # whatever it is, others hold their leases only with us
+                logger.debug("leases are not renewed: %s", error)
+                pause = min(pause, RETRY)
+            time.sleep(pause)
+
+    def _renew(self, lease: float) -> None:
+        # What is on its way may have come, and wait for an event loop that is busy.
+        tags = {*tuple(self._held), *tuple(self.untold), self._on_its_way}
+        now, lost = self._eval(RENEW, *tags)
+        gap, self._renewed = float(now) - self._renewed, float(now)
+        if not 0 <= gap <= lease / 2:  # below zero: another Redis, by whose clock it is earlier
+            self._unbroken_since = self._renewed
+        # What has been settled meanwhile isn't held any more.
+        self.warn_of_lost([self.discard(tag.decode()) for tag in lost])
+
+    def _take_over(self, lease: float) -> int:
+        """Put back what others haven't renewed; return how many messages these were."""
+        if self._renewed - self._unbroken_since < lease:
+            return 0
+        timeout = max(lease, KOMBUS_TIMEOUT)
+        found = self._eval(CLAIM, PREFIX, lease, timeout, self._renewed, BATCH)
+        tags = [tag.decode() for tag in found]
+        for tag in tags:
+            self._channel.qos.restore_by_tag(tag, client=self._client)
+        holders = Counter(_holder(tag) for tag in tags)
+        for holder, number in holders.items():
+            logger.warning(
+                "took over %d messages from %s, which has not renewed them", number, holder
+            )
+        return len(tags)
+
+    def _eval(self, script: str, *arguments: object) -> Any:
+        channel = self._channel
+        if self._client is None:
+            # Connections of its own, which outlive the channel's. Without redis-py's retries, whose
+            # pauses add up to more than a short lease: the next attempt is ours.
+            pool = channel._get_pool()
+            pool.set_retry(Retry(NoBackoff(), 0))
+            self._client = channel.Client(connection_pool=pool)
+        key = f"{channel.global_keyprefix}{channel.unacked_index_key}"
+        return self._client.execute_command("EVAL", script, 1, key, *arguments)
+
+
+def _holder(tag: str) -> str:
+    return tag.removeprefix(PREFIX).rpartition("/")[0] or "a plain Kombu worker"
+
+
+leases = Leases()
