@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from support.project import InstalledProject, Worker
-from support.servers import Server, wait_until
+from support.servers import wait_until
 from support.service import Service, service_on_redis
 
 #: Seconds of a lease in these tests, but for those of the defaults. A busy machine must renew it in time.
@@ -116,9 +116,8 @@ def test_a_task_of_four_leases_and_a_countdown_of_three_run_once(service: Servic
 
 
 def test_a_stop_waits_for_a_task_of_three_leases(service: Service) -> None:
-    grace = {"CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT": "60"}
     with bystander(service):
-        stopping = worker(service, "worker", "--concurrency=1", **grace)
+        stopping = worker(service, "worker", CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT="60")
         start_long(service, "long", 3)
         assert stopping.stop(60) == 0
         ends_once(service, "long")
@@ -145,14 +144,13 @@ def test_a_task_outlasts_a_redis_that_is_away_for_two_leases(service: Service, h
 
 
 def test_a_task_outlasts_a_redis_that_has_lost_its_data(project: InstalledProject, tmp_path: Path) -> None:
-    with service_on_redis(project, tmp_path) as service:
-        with bystander(service), worker(service, "worker") as ours:
-            task = start_long(service, "long", 3)
-            with redis.Redis.from_url(service.redis.url) as client:
-                client.flushall()
-            ours.wait_for("lost the lease of 1 messages, which others may run as well: probe.work", 2 * LEASE)
-            ends_once(service, "long")
-            assert service.result(task)["state"] == "SUCCESS"
+    with service_on_redis(project, tmp_path) as service, bystander(service), worker(service, "worker") as ours:
+        task = start_long(service, "long", 3)
+        with redis.Redis.from_url(service.redis.url) as client:
+            client.flushall()
+        ours.wait_for("lost the lease of 1 messages, which others may run as well: probe.work", 2 * LEASE)
+        ends_once(service, "long")
+        assert service.result(task)["state"] == "SUCCESS"
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------

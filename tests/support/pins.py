@@ -36,6 +36,16 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
+    "brokers.redis.lease": (
+        # Its thread has connections of its own, and puts back what others haven't renewed.
+        "kombu.transport.redis:Channel.__init__",  # Client
+        "kombu.transport.redis:Channel._get_pool",
+        "kombu.transport.redis:Channel.from_transport_options",  # global_keyprefix
+        "kombu.transport.redis:Channel.unacked_index_key",
+        "kombu.transport.redis:Channel.visibility_timeout",
+        "kombu.transport.redis:QoS.restore_by_tag",
+        "kombu.transport.redis:SentinelChannel._get_pool",
+    ),
     "brokers.redis.transport": (
         # Kombu's event loop: it calls _brpop_start and _brpop_read, and uses _in_poll and _brpop_sent_at.
         "kombu.transport.redis:MultiChannelPoller",

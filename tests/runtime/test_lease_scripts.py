@@ -1,0 +1,187 @@
+"""The two scripts of leases, and the rules about when one may take over, on a Redis without workers."""
+
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import kombu
+import pytest
+import redis
+from celery_service.brokers.redis.lease import CLAIM, KOMBUS_TIMEOUT, PREFIX, Leases
+from kombu.utils.json import dumps
+
+from support.servers import HOST, start_redis
+
+TRANSPORT = "celery_service.brokers.redis.transport:Transport"
+LEASE = 60.0
+INDEX = "unacked_index"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Any]:
+    """A client of the Redis, which is empty."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+@pytest.fixture
+def leases(client: Any) -> Iterator[Leases]:
+    """Leases of a process that has a channel, without the thread that renews them."""
+    port = client.get_connection_kwargs()["port"]
+    with kombu.Connection(f"redis://{HOST}:{port}/0", transport=TRANSPORT) as connection:
+        leases = Leases()
+        leases._channel = connection.channel()
+        yield leases
+
+
+def now(client: Any) -> float:
+    seconds, microseconds = client.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
+def hold(client: Any, age: float, *tags: str) -> None:
+    """Have somebody hold messages under these tags, who has renewed them so many seconds ago."""
+    client.zadd(INDEX, dict.fromkeys(tags, now(client) - age))
+
+
+def claim(client: Any, *, renewed: float = 0.0, count: int = 1000) -> list[str]:
+    """Claim as a process does that has renewed its own leases so many seconds ago."""
+    arguments = (PREFIX, LEASE, max(LEASE, KOMBUS_TIMEOUT), now(client) - renewed, count)
+    found: list[str] = client.eval(CLAIM, 1, INDEX, *arguments)
+    return found
+
+
+def tags(count: int, name: str = "dead") -> list[str]:
+    return [f"{PREFIX}{name}@host/{number}" for number in range(count)]
+
+
+# --- renewal ----------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_messages_are_renewed_by_one_command(leases: Leases, client: Any) -> None:
+    mine = tags(10_000, "mine")
+    hold(client, 45, *mine)
+    for tag in mine:
+        leases.add(tag, SimpleNamespace(headers={"task": "work", "id": tag}))
+    client.config_resetstat()
+    before = now(client)
+    leases._renew(LEASE)
+    assert client.info("commandstats")["cmdstat_eval"]["calls"] == 1
+    assert client.zcount(INDEX, before, "+inf") == 10_000
+
+
+def test_renewal_says_what_is_lost(leases: Leases, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    kept, lost = tags(2, "mine")
+    hold(client, 45, kept)
+    for tag, name in ((kept, "kept"), (lost, "lost")):
+        leases.add(tag, SimpleNamespace(headers={"task": name, "id": "1"}))
+    with caplog.at_level(logging.WARNING):
+        leases._renew(LEASE)
+        leases._renew(LEASE)
+    [record] = caplog.records
+    assert "lost the lease of 1 messages, which others may run as well: lost[1]. " in record.getMessage()
+    assert client.zrange(INDEX, 0, -1) == [kept]
+
+
+def test_what_is_on_its_way_is_renewed_and_nobody_is_told_when_it_is_not_there(
+    leases: Leases, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    leases._on_its_way = "leased/mine@host/next"
+    with caplog.at_level(logging.WARNING):
+        leases._renew(LEASE)
+    assert not caplog.records
+    hold(client, 45, leases._on_its_way)
+    leases._renew(LEASE)
+    assert client.zscore(INDEX, leases._on_its_way) > now(client) - 10
+
+
+# --- taking over ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_claimed_is_not_claimed_again_within_a_lease(client: Any) -> None:
+    hold(client, LEASE + 1, *tags(3))
+    assert sorted(claim(client)) == tags(3)
+    assert claim(client) == []
+    # Who has claimed the first one dies before it is back in its queue.
+    hold(client, LEASE + 1, tags(1)[0])
+    assert claim(client) == tags(1)
+
+
+def test_what_is_renewed_is_not_claimed(client: Any) -> None:
+    hold(client, LEASE - 5, *tags(3))
+    assert claim(client) == []
+
+
+def test_who_has_renewed_its_own_leases_too_long_ago_claims_nothing(client: Any) -> None:
+    """It was frozen on its way to Redis, and the others may be alive."""
+    hold(client, LEASE + 1, *tags(3))
+    assert claim(client, renewed=LEASE / 4 + 1) == []
+    assert client.zcount(INDEX, "-inf", now(client) - LEASE) == 3
+    assert len(claim(client, renewed=LEASE / 4 - 1)) == 3
+
+
+def test_tags_of_plain_kombu_last_an_hour(client: Any) -> None:
+    hold(client, 3590, "young")
+    hold(client, 3610, "old")
+    assert claim(client) == ["old"]
+
+
+def test_many_young_tags_of_plain_kombu_hide_no_dead_worker(client: Any) -> None:
+    """The script looks at 500 at a time."""
+    hold(client, 3000, *(str(number) for number in range(1200)))
+    hold(client, LEASE + 1, *tags(3))
+    assert sorted(claim(client)) == tags(3)
+
+
+def test_no_more_is_claimed_than_was_asked_for(client: Any) -> None:
+    hold(client, LEASE + 1, *tags(250))
+    assert [len(claim(client, count=100)) for _ in range(4)] == [100, 100, 50, 0]
+
+
+def test_who_has_just_begun_to_renew_takes_over_nothing(leases: Leases, client: Any) -> None:
+    hold(client, LEASE + 1, *tags(1))
+    leases._renew(LEASE)
+    assert leases._take_over(LEASE) == 0
+    leases._unbroken_since -= LEASE
+    assert leases._take_over(LEASE) == 1
+
+
+@pytest.mark.parametrize(
+    "seconds", [LEASE / 2 + 1, -1], ids=["longer than half a lease", "a Redis whose clock is behind"]
+)
+def test_after_a_gap_the_lease_is_waited_for_anew(leases: Leases, client: Any, seconds: float) -> None:
+    leases._renew(LEASE)
+    hold(client, LEASE + 1, *tags(1))
+    leases._renewed, leases._unbroken_since = leases._renewed - seconds, 0.0
+    leases._renew(LEASE)
+    assert leases._take_over(LEASE) == 0
+    leases._renewed, leases._unbroken_since = leases._renewed - LEASE / 4, 0.0  # as it goes on normally
+    leases._renew(LEASE)
+    assert leases._take_over(LEASE) == 1
+
+
+def test_what_is_taken_over_is_the_next_of_its_queue(
+    leases: Leases, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = leases._channel
+    message = channel.prepare_message("{}", properties={"delivery_info": {"exchange": "", "routing_key": "default"}})
+    client.lpush("default", "another")
+    client.hset("unacked", tags(1)[0], dumps([message, "", "default"]))
+    hold(client, LEASE + 1, *tags(1))
+    leases._renew(LEASE)
+    leases._unbroken_since -= LEASE
+    with caplog.at_level(logging.WARNING):
+        assert leases._take_over(LEASE) == 1
+    assert "took over 1 messages from dead@host, which has not renewed them" in caplog.text
+    assert client.llen("default") == 2
+    assert client.rpop("default") != "another"
+    assert (client.hlen("unacked"), client.zcard(INDEX)) == (0, 0)
