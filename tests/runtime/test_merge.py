@@ -47,10 +47,12 @@ def test_every_default_is_a_setting_of_celery(tmp_path: Path, url: str) -> None:
         ({"worker_soft_shutdown_timeout": "none"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is None; it must be a number"),
         ({"worker_soft_shutdown_timeout": "inf"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is inf; it must be a number"),
         ({"worker_soft_shutdown_timeout": "-1"}, "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is -1.0; it must be a number"),
-        ({"task_time_limit": "none"}, "CELERY_TASK_TIME_LIMIT is none; then CELERY_BROKER_TRANSPORT_OPTIONS must hold"),
-        (
-            {"broker_transport_options": '{"visibility_timeout": 60}'},
-            "CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout 60; it must be above CELERY_TASK_TIME_LIMIT, 600,",
+        *(
+            (
+                {"broker_transport_options": f'{{"visibility_timeout": {lease}}}'},
+                f"CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout {shown}; it must be a number of seconds, 1 or",
+            )
+            for lease, shown in [("null", None), ("0", 0), ('"none"', "'none'"), ('"x"', "'x'"), ("Infinity", "inf")]
         ),
         ({"broker_url": "sentinel://a:1"}, 'CELERY_BROKER_TRANSPORT_OPTIONS must hold a "master_name" when'),
         (
@@ -74,16 +76,39 @@ def test_options_of_a_transport_are_added_to_ours(tmp_path: Path) -> None:
     options = settings["broker_transport_options"]
     assert options["max_connections"] == 20
     assert options["queue_order_strategy"] == "priority"
-    assert options["visibility_timeout"] == 1260  # 600 limit + 600 longest delay + 60
+    assert options["visibility_timeout"] == 60
 
 
 def test_what_follows_from_the_time_limit(tmp_path: Path) -> None:
-    settings = configured(tmp_path, broker_url=REDIS, task_time_limit="100")
-    assert settings["task_soft_time_limit"] == 90
-    assert settings["broker_transport_options"]["visibility_timeout"] == 760
-    settings = configured(tmp_path, broker_url=RABBITMQ, task_time_limit="none")
-    assert "task_soft_time_limit" not in settings
-    assert "visibility_timeout" not in settings["broker_transport_options"]
+    assert configured(tmp_path, broker_url=REDIS, task_time_limit="100")["task_soft_time_limit"] == 90
+
+
+@pytest.mark.parametrize("url", [REDIS, RABBITMQ])
+@pytest.mark.parametrize("limit", ["none", "100", "7200"])
+def test_a_lease_has_nothing_to_do_with_the_time_limit(tmp_path: Path, url: str, limit: str) -> None:
+    settings = configured(tmp_path, broker_url=url, task_time_limit=limit)
+    assert ("task_soft_time_limit" in settings) == (limit != "none")
+    assert settings["broker_transport_options"].get("visibility_timeout") == (60 if url == REDIS else None)
+
+
+@pytest.mark.parametrize("lease", [1, 7200, 2.5])
+def test_a_lease_can_be_set(tmp_path: Path, lease: float) -> None:
+    settings = configured(tmp_path, broker_url=REDIS, broker_transport_options=f'{{"visibility_timeout": {lease}}}')
+    assert settings["broker_transport_options"]["visibility_timeout"] == lease
+
+
+def test_results_know_the_master_of_the_brokers_sentinel(tmp_path: Path) -> None:
+    broker = {
+        "broker_url": "sentinel://a:1;sentinel://b:1",
+        "broker_transport_options": '{"master_name": "mine", "sentinel_kwargs": {"password": "x"}}',
+    }
+    options = configured(tmp_path, **broker)["result_backend_transport_options"]
+    assert (options["master_name"], options["sentinel_kwargs"]) == ("mine", {"password": "x"})
+    assert "retry_policy" in options
+    named = {"result_backend_transport_options": '{"master_name": "theirs"}'}
+    assert configured(tmp_path, **broker, **named)["result_backend_transport_options"]["master_name"] == "theirs"
+    elsewhere = {"result_backend": "sentinel://c:1"}
+    assert "master_name" not in configured(tmp_path, **broker, **elsewhere)["result_backend_transport_options"]
 
 
 def test_a_configuration_does_not_change_the_next_one(tmp_path: Path) -> None:
@@ -167,7 +192,6 @@ def test_celeryconfig_stands_between_our_defaults_and_the_environment(tmp_path: 
     assert settings["worker_prefetch_multiplier"] == 2
     assert list(app.amqp.queues) == ["mine"]
     assert settings["task_acks_late"] is True
-    assert settings["broker_transport_options"]["visibility_timeout"] == 3600 + 660
     assert configured(tmp_path, broker_url="redis://environment:1/0")["broker_url"] == "redis://environment:1/0"
 
 

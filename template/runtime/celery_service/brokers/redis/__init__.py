@@ -16,6 +16,9 @@ EXAMPLE = "redis://localhost:6379/0"
 #: Seconds for which a worker holds a message unless it renews that: see lease.py.
 LEASE = 60.0
 
+#: What a client must know to ask a Sentinel.
+SENTINEL_OPTIONS = ("master_name", "min_other_sentinels", "sentinel_kwargs")
+
 TRANSPORT = "celery_service.brokers.redis.transport"
 
 SETTINGS: dict[str, object] = {
@@ -48,7 +51,7 @@ def settings(url: str, root: Path) -> dict[str, object]:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Refuse what can't work.
+    """Have results use the broker's Sentinel as the broker does, and refuse what can't work.
 
     Raises:
         ConfigurationError: The lease is no number of seconds, or a Sentinel has no master.
@@ -60,8 +63,15 @@ def check(settings: dict[str, Any]) -> None:
             f"CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout {lease!r}; "
             "it must be a number of seconds, 1 or more."
         )
-    if str(settings["broker_url"]).startswith("sentinel") and "master_name" not in options:
+    url = str(settings["broker_url"])
+    if not url.startswith("sentinel"):
+        return
+    if "master_name" not in options:
         raise ConfigurationError(
             'CELERY_BROKER_TRANSPORT_OPTIONS must hold a "master_name" when CELERY_BROKER_URL '
             "names a Sentinel."
         )
+    if settings["result_backend"] == url:
+        settings["result_backend_transport_options"] = {
+            name: options[name] for name in SENTINEL_OPTIONS if name in options
+        } | settings["result_backend_transport_options"]
