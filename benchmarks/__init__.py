@@ -1,7 +1,8 @@
 """How fast the product is, always as a ratio: both sides are measured in one run, in turns.
 
 Run by hand: `make bench`, or `python -m benchmarks NAME …`. Never part of the tests. What each benchmark compares and
-how is said in `tasks.py` (tasks on real workers), `workers.py` (their start and memory) and `template.py` (Copier).
+how is said in `tasks.py` (tasks on real workers), `workers.py` (their start and memory), `leases.py` (what they hold on
+Redis) and `template.py` (Copier).
 """
 
 import sys

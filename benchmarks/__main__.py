@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import tasks, template, workers
+from . import leases, tasks, template, workers
 from .report import HEAD, Row, write
 from .run import Run
 
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Row]]] = {
     "awaits": tasks.concurrent_awaits,
     "noop-redis": tasks.project_on_redis,
     "noop-rabbitmq": tasks.project_on_rabbitmq,
+    "renewal": leases.renewal,
     "start": workers.start_and_memory,
     "copy": template.copy,
     "space": template.space,
