@@ -10,7 +10,7 @@ side and never touch the servers of the machine.
 from .base import HOST, Server, free_port, listens, require, wait_until
 from .postgres import find_postgres, start_postgres
 from .rabbitmq import find_rabbitmq, start_rabbitmq
-from .redis import find_redis, start_redis
+from .redis import find_redis, replica_of, start_redis, start_sentinel
 
 __all__ = [
     "HOST",
@@ -20,9 +20,11 @@ __all__ = [
     "find_redis",
     "free_port",
     "listens",
+    "replica_of",
     "require",
     "start_postgres",
     "start_rabbitmq",
     "start_redis",
+    "start_sentinel",
     "wait_until",
 ]
