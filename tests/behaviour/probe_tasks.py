@@ -78,8 +78,16 @@ def stuck() -> None:
     """Do nothing, but see below."""
 
 
+@current_app.task(name="probe.block")
+def block(seconds: float) -> None:
+    """Do nothing, but see below."""
+
+
 @task_received.connect
-def _hang(request: Any, **_: object) -> None:
+def _block(request: Any, **_: object) -> None:
     # In the event loop of the worker's main process, as if it waited for a lock.
     if request.name == "probe.stuck":
         time.sleep(60)
+    elif request.name == "probe.block":
+        time.sleep(request.args[0])
+        print(f"the event loop was blocked for {request.args[0]} s", flush=True)
