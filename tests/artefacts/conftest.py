@@ -30,10 +30,7 @@ SETTINGS = {
     "HEALTH_MAX_SILENCE": "10",
     "COMPOSE_FILE": "compose.yaml:compose.override.yaml:compose.mine.yaml",
 }
-ON_REDIS = {
-    "CELERY_BROKER_TRANSPORT_OPTIONS": '{"visibility_timeout": 12}',
-    "CELERY_TASK_ANNOTATIONS": '{"*": {"default_retry_delay": 1, "retry_backoff_max": 1}}',
-}
+ON_REDIS = {"CELERY_BROKER_TRANSPORT_OPTIONS": '{"visibility_timeout": 12}'}
 #: The engine waits longer than a worker needs for its grace period when the machine does a lot else.
 MINE = "services: {celery: {stop_grace_period: 40s, healthcheck: {interval: 2s, retries: 2}}}\n"
 

@@ -54,7 +54,7 @@ class Promises:
         run("docker", "kill", *stack.containers("celery"))
         stack.compose("restart", *{"redis", self.broker})
         stack.compose("up", "--detach", "--wait", "celery")
-        # On Redis, what the dead worker held comes back after the visibility timeout.
+        # On Redis, what the dead worker held comes back when its lease ends.
         stack.wait_for_lines(lines, 90)
 
     def test_an_outage_of_the_broker_loses_nothing_and_is_no_reason_to_restart_the_worker(self, stack: Stack) -> None:

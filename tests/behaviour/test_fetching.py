@@ -58,7 +58,7 @@ def test_what_runs_when_the_connection_breaks_runs_once(service: Service) -> Non
 
 
 def test_what_a_worker_has_not_begun_when_the_connection_breaks_is_free_at_once(service: Service) -> None:
-    """Well before the visibility timeout, which is 21 minutes."""
+    """Well before its lease ends, which is after a minute."""
     with service.worker() as worker:
         worker.wait_ready()
         service.send("probe.work.apply_async((notes, 'later'), countdown=5)")

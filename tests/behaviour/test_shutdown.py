@@ -16,7 +16,7 @@ from support.service import Service
 GRACE = 8
 #: What a busy machine may take on top, in seconds: several workers stop here at the same time.
 LATE = 2
-#: Far beyond any grace period, and below the hard time limit and the visibility timeout.
+#: Far beyond any grace period, and below the time limit.
 LONG = 300
 
 
@@ -69,7 +69,7 @@ def steps(service: Service, key: str) -> list[str]:
 
 
 def finish_elsewhere(service: Service, *tasks: str) -> None:
-    """Let another worker finish what the first handed back: now, not after the visibility timeout of 21 minutes."""
+    """Let another worker finish what the first handed back: now, not when the lease ends, after a minute."""
     with service.worker("second") as second:
         second.wait_ready()
         for task in tasks:

@@ -64,13 +64,7 @@ class Service:
     # --- workers ---
 
     def worker(self, name: str = "worker", *arguments: str, **variables: str) -> Worker:
-        """Start a worker; `variables` are added to its environment.
-
-        With a short visibility timeout, tasks wait no longer for a retry than it allows.
-        """
-        if "visibility_timeout" in variables.get("CELERY_BROKER_TRANSPORT_OPTIONS", ""):
-            short = '{"*": {"default_retry_delay": 1, "retry_backoff_max": 1}}'
-            variables = {"CELERY_TASK_ANNOTATIONS": short} | variables
+        """Start a worker; `variables` are added to its environment."""
         return Worker(
             self.project,
             env=self.variables | variables,
