@@ -61,7 +61,7 @@ def claim(client: Any, *, renewed: float = 0.0, count: int = 1000) -> list[str]:
 
 
 def tags(count: int, name: str = "dead") -> list[str]:
-    return [f"{PREFIX}{name}@host/{number}" for number in range(count)]
+    return [f"{PREFIX}{LEASE:g}/{name}@host/{number}" for number in range(count)]
 
 
 # --- renewal ----------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_renewal_says_what_is_lost(leases: Leases, client: Any, caplog: pytest.L
 def test_what_is_on_its_way_is_renewed_and_nobody_is_told_when_it_is_not_there(
     leases: Leases, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leases._on_its_way = "leased/mine@host/next"
+    leases._on_its_way = "leased/60/mine@host/next"
     with caplog.at_level(logging.WARNING):
         leases._renew(LEASE)
     assert not caplog.records
@@ -119,6 +119,15 @@ def test_what_is_claimed_is_not_claimed_again_within_a_lease(client: Any) -> Non
 def test_what_is_renewed_is_not_claimed(client: Any) -> None:
     hold(client, LEASE - 5, *tags(3))
     assert claim(client) == []
+
+
+def test_a_holder_with_a_longer_lease_keeps_it(client: Any) -> None:
+    """As while a deployment shortens the lease."""
+    longer = f"{PREFIX}7200/other@host/1"
+    hold(client, 7000, longer)
+    assert claim(client) == []
+    hold(client, 7300, longer)
+    assert claim(client) == [longer]
 
 
 def test_who_has_renewed_its_own_leases_too_long_ago_claims_nothing(client: Any) -> None:

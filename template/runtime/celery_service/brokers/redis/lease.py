@@ -14,6 +14,7 @@ four times in its span, and puts back what others haven't renewed. These rules m
 A worker that is frozen or cut off for longer than a lease loses what it holds: it runs twice.
 """
 
+import math
 import os
 import socket
 import threading
@@ -32,7 +33,7 @@ from redis.retry import Retry
 RENEW = Path(__file__).with_name("renew.lua").read_text(encoding="utf-8")
 CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
 
-#: How delivery tags begin that their holder renews. The name of the holder follows, for people.
+#: How delivery tags begin that their holder renews. Its lease follows, and its name for people.
 PREFIX = "leased/"
 #: Seconds after which messages come back that plain Kombu holds.
 KOMBUS_TIMEOUT = float(Channel.visibility_timeout)
@@ -71,7 +72,8 @@ class Leases:
             self._thread = threading.Thread(target=self._keep_renewing, name="leases", daemon=True)
             self._thread.start()
         holder = self.holder or f"{socket.gethostname()}:{os.getpid()}"
-        self._on_its_way = f"{PREFIX}{holder}/{uuid4()}"
+        lease = math.ceil(channel.visibility_timeout)
+        self._on_its_way = f"{PREFIX}{lease}/{holder}/{uuid4()}"
         return self._on_its_way
 
     def add(self, tag: str, message: Any) -> None:
@@ -150,7 +152,8 @@ class Leases:
 
 
 def _holder(tag: str) -> str:
-    return tag.removeprefix(PREFIX).rpartition("/")[0] or "a plain Kombu worker"
+    _, _, rest = tag.removeprefix(PREFIX).partition("/")
+    return rest.rpartition("/")[0] or "a plain Kombu worker"
 
 
 leases = Leases()
