@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,8 @@ class Server:
     start_seconds: float = 10
     stop_seconds: float = 10
     stop_signal: signal.Signals = signal.SIGTERM
+    #: The folder with its data, where somebody may want to start without it.
+    data: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     #: How often something was done to it. A client that connected before may hold a broken connection.
     changes: int = field(default=0, init=False)
@@ -156,6 +159,13 @@ class Server:
         else:
             self._end_now()
             self.start()
+
+    def start_afresh(self) -> None:
+        """Have it run again without its data."""
+        self.kill()
+        if self.data:
+            shutil.rmtree(self.data, ignore_errors=True)
+        self.start()
 
     def __enter__(self) -> Self:
         """Use it until the end of the block."""

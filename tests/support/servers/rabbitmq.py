@@ -78,6 +78,7 @@ def _own_server(script: str, folder: Path, options: Sequence[str]) -> Server:
         command=[script],
         environment=environment,
         log=folder / "rabbitmq.log",
+        data=folder / "mnesia",
         start_seconds=90,
         stop_seconds=60,
         epmd=epmd,
