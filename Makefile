@@ -20,8 +20,8 @@ help: ## Show this list
 demo: $(NEEDS_UV) ## Scaffold a project into a temporary folder, run a task on its worker, clean up
 	@UV="$(abspath $(UV))" scripts/demo
 
-# Six processes for two processors, since many tests wait: tests/support/distribution.py says who runs what.
-PYTEST = $(UV) run pytest -n 6 --dist loadgroup --no-loadscope-reorder
+# Five processes for two processors, since many tests wait: tests/support/distribution.py says who runs what.
+PYTEST = $(UV) run pytest -n 5 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test
 test: lint ## Run all tests, and tell how long each layer took: make test ARGS='tests/behaviour -k once'

@@ -1,4 +1,4 @@
-"""Which tests one process of pytest-xdist runs: `pytest -n 6 --dist loadgroup`.
+"""Which tests one process of pytest-xdist runs: `pytest -n 5 --dist loadgroup`.
 
 A file stays together, since its tests share what they set up. The tests of real workers and servers mostly wait, and
 most of them set up everything for themselves: each goes to whichever process is free. Those that share a worker are
