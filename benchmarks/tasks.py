@@ -206,7 +206,9 @@ def _settings_of(project: InstalledProject, broker: str) -> Mapping[str, object]
         "settings['worker_hijack_root_logger'] = True\n"
         "print(json.dumps(settings))"
     )
-    settings: dict[str, Any] = run_python(project, code, {"CELERY_BROKER_URL": broker})
+    settings: dict[str, Any] = run_python(
+        project, code, {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": "redis://unused"}
+    )
     del settings["broker_url"]
     settings.pop("result_backend", None)
     return settings | {

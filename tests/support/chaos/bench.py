@@ -147,12 +147,7 @@ class Bench:
     @property
     def variables(self) -> Mapping[str, str]:
         """The environment of workers and publishers."""
-        # As in production, but sooner. Whoever looks for lost messages holds the mutex, and may be killed then.
-        options = {
-            "visibility_timeout": self.visibility_timeout,
-            "unacked_restore_interval": 1,
-            "unacked_mutex_expire": 5,
-        }
+        options = {"visibility_timeout": self.visibility_timeout}
         on_redis = {"CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options)} if self.servers.name == "redis" else {}
         limit = self.time_limit
         every_task = {
