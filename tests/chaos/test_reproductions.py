@@ -37,7 +37,7 @@ def test_what_a_frozen_worker_was_handed_runs_elsewhere(bench: Bench) -> None:
     bench.send("probe.work.apply_async((notes, 'a'), task_id='a')")
     frozen.kill()
     bench.start_worker()
-    wait_until(lambda: state_of(bench, "a") == "SUCCESS", bench.visibility_timeout + 30, "the task to end elsewhere")
+    wait_until(lambda: state_of(bench, "a") == "SUCCESS", bench.lease + 30, "the task to end elsewhere")
 
 
 def test_a_task_whose_result_can_not_be_stored_becomes_a_dead_letter(bench: Bench) -> None:

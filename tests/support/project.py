@@ -291,8 +291,9 @@ class Worker:
         log: Path,
         command: str = "worker",
         arguments: Sequence[str] = (),
+        app: str = "",
     ) -> None:
-        """Start it. `command` is "worker" or "beat"; `arguments` follow it."""
+        """Start it. `command` is "worker" or "beat"; `arguments` follow it. `app` is the project's by default."""
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +302,7 @@ class Worker:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [
-                    *(project.program("celery"), "-A", f"{project.slug}.celery", command),
+                    *(project.program("celery"), "-A", app or f"{project.slug}.celery", command),
                     *("--loglevel", LEVEL[command], *name, *arguments),
                 ],
                 cwd=project.folder,

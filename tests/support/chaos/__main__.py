@@ -25,7 +25,10 @@ from support.servers import find_rabbitmq, find_redis
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
 BEGIN, END = "<!-- make chaos writes from here -->\n", "<!-- to here -->\n"
-COLUMNS = ("Broker", "Fault", "Sent", "Refused", "Lost", "Ran twice", "Dead letters", "Slowest publish", "Time")
+COLUMNS = (
+    *("Broker", "Fault", "Sent", "Refused", "Lost", "Ran twice", "Dead letters"),
+    *("Slowest publish", "Slowest task", "Time"),
+)
 
 
 def main() -> int:
@@ -81,11 +84,14 @@ def _run_all(broker: str, cells: Sequence[Cell], scale: Scale, number: int, fold
 def _row(outcome: Outcome) -> str:
     refused = f"{outcome.unconfirmed} ({outcome.unconfirmed_ran} ran)" if outcome.unconfirmed else "0"
     dead = f"{outcome.dead} of {outcome.condemned}" if outcome.condemned else str(outcome.dead)
+    lost = str(len(outcome.lost))
+    if outcome.cell.kills:
+        lost += f" ({len(outcome.lost) / outcome.cell.kills:.2f} for each kill)"
     fields = (
         {"redis": "Redis", "rabbitmq": "RabbitMQ"}[outcome.broker],
         outcome.cell.name,
-        *(outcome.sent, refused, len(outcome.lost), len(outcome.doubled), dead),
-        *(f"{outcome.slowest_publish:.1f} s", f"{outcome.seconds:.0f} s"),
+        *(outcome.sent, refused, lost, len(outcome.doubled), dead),
+        *(f"{outcome.slowest_publish:.1f} s", f"{outcome.slowest_task:.0f} s", f"{outcome.seconds:.0f} s"),
     )
     return f"| {' | '.join(map(str, fields))} |"
 
@@ -96,6 +102,7 @@ def _table(outcomes: Sequence[Outcome], scale: Scale, number: int) -> str:
     rows = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *map(_row, outcomes)]
     sums = [
         f"{name}: {sum(each.sent for each in some)} tasks, {sum(len(each.lost) for each in some)} lost"
+        f"{' (all of them on the transport of Kombu)' if any(each.cell.stock and each.lost for each in some) else ''}"
         for name in ("redis", "rabbitmq")
         if (some := [each for each in outcomes if each.broker == name])
     ]

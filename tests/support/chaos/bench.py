@@ -23,14 +23,24 @@ from support.service import QUEUES, empty, plain_project
 
 #: Redis keeps what it has confirmed, even when it is killed; by default it may forget a second.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--enable-protected-configs", "yes")
-WORKERS, CHILDREN = 2, 2
-#: What a task may take before its time limit ends it, outages aside; and what comes on top before Redis delivers its
-#: message again.
+CHILDREN = 2
+#: What a task may take before its time limit ends it, outages aside.
 MARGIN = 4
+#: Seconds of a lease on Redis, so that a row takes seconds; and by default.
+LEASE, DEFAULT_LEASE = 8.0, 60.0
 #: After so many seconds at most, whoever waits for the result store looks again.
 LOOKS_AGAIN = 2
 
-#: Sends `count` tasks and writes one line for each: its id, its error or null, how long it took to send it.
+#: The app of the project on the transport that comes with Kombu, everything else being the same. Kombu looks into this
+#: table when a process first connects.
+STOCK = """
+from kombu.transport import TRANSPORT_ALIASES
+from {slug}.celery import celery as app
+
+TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"
+"""
+
+#: Sends `count` tasks and writes one line for each: its id, its error or null, when it was sent, how long that took.
 PUBLISHER = """
 import json, random, time
 from {slug}.celery import celery
@@ -40,14 +50,14 @@ rng = random.Random({seed})
 with open({ledger!r}, "a", buffering=1) as ledger:
     for number in range({count}):
         task_id = f"{cell}-{{number}}"
-        begun = time.monotonic()
+        sent_at, begun = time.time(), time.monotonic()
         error = None
         try:
             probe.work.apply_async(({notes!r}, task_id, rng.uniform(0, {longest})), task_id=task_id)
         except Exception as exception:
             error = repr(exception)
         took = time.monotonic() - begun
-        ledger.write(json.dumps([task_id, error, took]) + "\\n")
+        ledger.write(json.dumps([task_id, error, sent_at, took]) + "\\n")
         time.sleep(max(0, {pace} - took))
 """
 
@@ -82,6 +92,7 @@ class Sent:
 
     task_id: str
     error: str | None
+    at: float
     seconds: float
 
 
@@ -95,6 +106,12 @@ class Bench:
     store_apart: bool
     longest_outage: float
     outages: int = 0
+    #: Leave every setting at our defaults.
+    defaults: bool = False
+    #: Run the workers on Kombu's own transport.
+    stock: bool = False
+    #: How many workers there are.
+    size: int = 2
     rng: random.Random = field(init=False)
     workers: list[Worker] = field(default_factory=list)
     #: What happened when, to understand a failure.
@@ -140,14 +157,19 @@ class Bench:
         return self.outages * (self.longest_outage + LOOKS_AGAIN) + MARGIN
 
     @property
-    def visibility_timeout(self) -> float:
-        """When Redis delivers again what a killed worker had."""
-        return self.time_limit + MARGIN
+    def lease(self) -> float:
+        """After so many seconds, others take over what a killed worker had. Kombu's own transport knows no leases."""
+        if self.defaults:
+            return DEFAULT_LEASE
+        return self.time_limit + MARGIN if self.stock else LEASE
 
     @property
     def variables(self) -> Mapping[str, str]:
         """The environment of workers and publishers."""
-        options = {"visibility_timeout": self.visibility_timeout}
+        servers = {"CELERY_BROKER_URL": self.broker.url, "CELERY_RESULT_BACKEND": self.store.url}
+        if self.defaults:
+            return servers
+        options = {"visibility_timeout": self.lease}
         on_redis = {"CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options)} if self.servers.name == "redis" else {}
         limit = self.time_limit
         every_task = {
@@ -157,12 +179,11 @@ class Bench:
             "retry_backoff_max": 1,
         }
         return {
-            "CELERY_BROKER_URL": self.broker.url,
-            "CELERY_RESULT_BACKEND": self.store.url,
+            **servers,
             "CELERY_TASK_TIME_LIMIT": str(limit),
             # A dead child is sometimes noticed only by this; the default of 10 seconds is above our time limit.
             "CELERY_WORKER_LOST_WAIT": "1",
-            # Shorter than the example tasks have it, so that the visibility timeout may be short.
+            # Shorter than the example tasks have it.
             "CELERY_TASK_ANNOTATIONS": json.dumps({"*": every_task}),
             **on_redis,
         }
@@ -178,12 +199,19 @@ class Bench:
         self._started += 1
         worker = Worker(
             self.servers.project,
-            env=self.variables,
+            env={**self.variables, "PYTHONPATH": str(self.folder)},
             log=self.folder / f"worker{self._started}.log",
             arguments=("--concurrency", str(CHILDREN)),
+            app=self._app(),
         )
         self.workers.append(worker)
         return worker
+
+    def _app(self) -> str:
+        if not self.stock:
+            return ""
+        (self.folder / "stock.py").write_text(STOCK.format(slug=self.servers.project.slug))
+        return "stock"
 
     def replace_dead_workers(self) -> None:
         """Do what a supervisor does, and keep the books about it."""
@@ -197,7 +225,7 @@ class Bench:
     def running(self) -> Iterator[None]:
         """Have the workers run during the block; at its end, they stop in order."""
         try:
-            for _ in range(WORKERS):
+            for _ in range(self.size):
                 self.start_worker()
             for worker in self.workers:
                 worker.wait_ready(60)
@@ -252,12 +280,16 @@ class Bench:
         lines = [line.split(" ", 1) for line in self.notes.read_text().splitlines()]
         return Counter(line[1] for line in lines if line[0] == "end")
 
-    def states(self, ids: list[str]) -> dict[str, str]:
-        """Give the states in the result store."""
+    def results(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """Give what the result store has."""
         with redis.Redis.from_url(self.store.url) as client:
             found = client.mget([f"celery-task-meta-{task_id}" for task_id in ids]) if ids else []
         texts: list[Any] = list(found)
-        return {task_id: json.loads(text)["status"] if text else "" for task_id, text in zip(ids, texts, strict=True)}
+        return {task_id: json.loads(text) if text else {} for task_id, text in zip(ids, texts, strict=True)}
+
+    def states(self, ids: list[str]) -> dict[str, str]:
+        """Give the states in the result store."""
+        return {task_id: result.get("status", "") for task_id, result in self.results(ids).items()}
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """Ask as a user does."""

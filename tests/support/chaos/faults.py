@@ -49,6 +49,17 @@ def kill_worker(bench: Bench) -> None:
     bench.start_worker()
 
 
+def kill_busy_worker(bench: Bench) -> None:
+    """Kill a worker while it takes one message after the other."""
+    victim = bench.rng.choice(bench.workers)
+    victim.wait_ready(60)
+    time.sleep(bench.rng.uniform(0, 0.3))
+    bench.note(f"SIGKILL to {victim.log.stem} and its children")
+    bench.workers.remove(victim)
+    victim.kill()
+    bench.start_worker()
+
+
 def freeze_worker(bench: Bench) -> None:
     """Stop a worker in its tracks, as a machine does that swaps or loses its network, and kill it a while later."""
     victim = bench.rng.choice(bench.workers)
