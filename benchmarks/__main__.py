@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Row]]] = {
     "noop-redis": tasks.project_on_redis,
     "noop-rabbitmq": tasks.project_on_rabbitmq,
     "renewal": leases.renewal,
+    "held": tasks.held_messages,
     "start": workers.start_and_memory,
     "copy": template.copy,
     "space": template.space,

@@ -16,6 +16,7 @@ import psycopg
 from support.project import InstalledProject, run_python
 from support.servers import start_postgres, start_rabbitmq, start_redis
 
+from .leases import HELD
 from .report import Row
 from .run import Run
 from .throughput import Side, rates
@@ -131,7 +132,27 @@ def concurrent_awaits(run: Run) -> list[Row]:
     ]
 
 
-def _side(project: InstalledProject, task: str, databases: list[str], *, arguments: Any = None, **more: str) -> Side:
+def held_messages(run: Run) -> list[Row]:
+    """A task without work, on a worker that holds and renews 10,000 messages, and on one that holds none."""
+    project = run.full_project("redis")
+    with redis_databases(run, "held") as databases:
+        variables = {"CELERY_WORKER_ETA_TASK_LIMIT": "none"}
+        holding, empty = (_side(project, "benchmark.noop", databases, held=held, **variables) for held in (HELD, 0))
+        ours, baseline = rates(run, "held", [holding, empty])
+    return [
+        Row(
+            what=f"task without work on Redis, {HELD:,} messages with a countdown held",
+            baseline_is="none held",
+            unit="tasks/s",
+            baseline=baseline,
+            ours=ours,
+        )
+    ]
+
+
+def _side(
+    project: InstalledProject, task: str, databases: list[str], *, arguments: Any = None, held: int = 0, **more: str
+) -> Side:
     """A task of the project on Redis; takes two of its databases."""
     options = {"arguments": arguments} if arguments else {}
     return Side(
@@ -141,6 +162,7 @@ def _side(project: InstalledProject, task: str, databases: list[str], *, argumen
         broker=databases.pop(),
         results=databases.pop(),
         variables=more,
+        held=held,
         **options,
     )
 

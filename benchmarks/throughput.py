@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,6 +43,8 @@ class Side:
     results: str
     arguments: Sequence[str] = TWO_PROCESSES
     variables: Mapping[str, str] = field(default_factory=dict)
+    #: How many tasks the worker holds that aren't due for a day.
+    held: int = 0
 
 
 def rates(run: Run, name: str, sides: Sequence[Side], *, tasks: int | None = None) -> list[list[float]]:
@@ -66,6 +69,8 @@ def _lane(side: Side, log: Path) -> Iterator["Lane"]:
     with Worker(side.project, env=variables, log=log, arguments=side.arguments) as worker:
         lane = Lane(side, worker)
         worker.wait_ready()
+        if side.held:
+            lane.hold(side.held)
         lane.freeze()
         try:
             yield lane
@@ -92,20 +97,26 @@ class Lane:
         self.results.flushdb()
         return tasks / (ended - started)
 
+    def hold(self, tasks: int) -> None:
+        """Have the worker take so many tasks with a countdown of a day."""
+        self._publish(tasks, eta=datetime.now(UTC) + timedelta(days=1))
+        broker: Any = redis.Redis.from_url(self.side.broker)
+        wait_until(lambda: broker.zcard("unacked_index") >= tasks, 300, f"{tasks} messages to be held")
+
     def freeze(self) -> None:
         os.killpg(self.worker.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         os.killpg(self.worker.pid, signal.SIGCONT)
 
-    def _publish(self, tasks: int) -> list[str]:
+    def _publish(self, tasks: int, **options: Any) -> list[str]:
         """Fill the queue with what any publisher of Celery would send; give the ids."""
         ids = [str(uuid4()) for _ in range(tasks)]
         app: Any = Celery(broker=self.side.broker)
         with app.connection() as connection:
             producer = connection.Producer(serializer="json")
             for number, task_id in enumerate(ids):
-                message = app.amqp.as_task_v2(task_id, self.side.task, args=(number,))
+                message = app.amqp.as_task_v2(task_id, self.side.task, args=(number,), **options)
                 # By the exchange that knows every queue by its name: nothing is declared here.
                 producer.publish(
                     message.body,
@@ -115,6 +126,9 @@ class Lane:
                     delivery_mode="persistent",
                     **message.properties,
                 )
+
+            if options:
+                return ids
 
             def is_full() -> bool:
                 waiting: int = producer.channel.queue_declare(self.side.queue, passive=True).message_count
