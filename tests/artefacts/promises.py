@@ -21,12 +21,12 @@ class Promises:
 
     broker: str
 
-    def test_tasks_from_the_host_and_from_inside_run(self, stack: Stack) -> None:
+    def test_tasks_from_the_host_and_from_containers_run(self, stack: Stack) -> None:
         stack.make("call", "TASK=probe.work", 'ARGS=["/data/notes", "host"]')
         assert stack.python("print(json.dumps(probe.work.delay(notes, 'inside').get(timeout=30)))") == "inside"
         stack.wait_for_lines(["end host", "end inside"], 30)
 
-    def test_the_worker_gets_signals_itself_and_everything_is_hardened(self, stack: Stack) -> None:
+    def test_the_worker_receives_signals_directly_and_containers_are_hardened(self, stack: Stack) -> None:
         command = stack.compose("exec", "-T", "celery", "cat", f"/proc/{stack.main_process()}/cmdline").split("\0")
         assert Path(command[0]).name == "python"
         assert Path(command[1]).name == "celery"
@@ -39,7 +39,7 @@ class Promises:
         grace = stack.inspect("beat")["Config"]["StopTimeout"]
         assert str(grace) == stack.settings["CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT"]
 
-    def test_a_stop_with_tasks_in_flight_loses_nothing_and_needs_no_kill(self, stack: Stack) -> None:
+    def test_a_stop_with_running_tasks_loses_nothing_and_needs_no_kill(self, stack: Stack) -> None:
         lines = send(stack, "long", 4, "probe.interrupted.delay(notes, key, 8.5)") + send(stack, "waiting", 4)
         stack.wait_for_lines(["start long-0"], 30)
         stack.compose("stop", "celery")
@@ -48,7 +48,7 @@ class Promises:
         stack.compose("up", "--detach", "--wait", "celery")
         stack.wait_for_lines(lines, 60)
 
-    def test_a_worker_that_is_killed_and_servers_that_restart_lose_nothing(self, stack: Stack) -> None:
+    def test_a_killed_worker_and_restarted_servers_lose_nothing(self, stack: Stack) -> None:
         lines = send(stack, "killed", 6, "probe.interrupted.delay(notes, key, 5)")
         stack.wait_for_lines(["start killed-0"], 30)
         run("docker", "kill", *stack.containers("celery"))
@@ -57,7 +57,7 @@ class Promises:
         # On Redis, what the dead worker held comes back when its lease ends.
         stack.wait_for_lines(lines, 90)
 
-    def test_an_outage_of_the_broker_loses_nothing_and_is_no_reason_to_restart_the_worker(self, stack: Stack) -> None:
+    def test_an_outage_of_the_broker_loses_nothing_and_does_not_restart_the_worker(self, stack: Stack) -> None:
         lines = send(stack, "before", 12)
         stack.wait_for_lines(["start before-0"], 30)
         stack.compose("stop", self.broker)

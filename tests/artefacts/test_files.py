@@ -51,7 +51,7 @@ def tool(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_each_file_has_the_form_that_its_reader_wants(name: str, trees: Sequence[Tree], tmp_path: Path) -> None:
+def test_each_file_matches_its_schema(name: str, trees: Sequence[Tree], tmp_path: Path) -> None:
     files = [str(folder / name) for folder in distinct(trees, tmp_path, name)]
     run(tool("check-jsonschema"), "--builtin-schema", f"vendor.{SCHEMAS[name]}", *files)
 
@@ -67,7 +67,7 @@ def test_docker_has_no_warning_about_the_dockerfile(trees: Sequence[Tree], tmp_p
         assert "no warnings found" in run("docker", "build", "--check", ".", cwd=folder)
 
 
-def test_compose_takes_the_files_and_the_example_for_production(trees: Sequence[Tree], tmp_path: Path) -> None:
+def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequence[Tree], tmp_path: Path) -> None:
     require_engine()
     names = ("compose.yaml", "compose.override.yaml", ".env.example", "docs/dev/docker.md")
     for folder in distinct(trees, tmp_path, *names):
@@ -81,7 +81,7 @@ def test_compose_takes_the_files_and_the_example_for_production(trees: Sequence[
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
-def test_only_this_machine_reaches_the_servers_and_no_password_is_in_the_files(broker: str, tmp_path: Path) -> None:
+def test_servers_listen_on_this_machine_only_and_no_password_is_in_the_files(broker: str, tmp_path: Path) -> None:
     project = render(tmp_path / "project", {"broker": broker, "include_sqlalchemy": True})
     for name in ("compose.yaml", "compose.override.yaml"):
         text = (project.folder / name).read_text()
@@ -119,7 +119,7 @@ def test_without_docker_make_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert {*project.folder.rglob("*")} == before
 
 
-def test_passwords_are_made_up_once_and_for_this_user_only(tmp_path: Path) -> None:
+def test_passwords_are_generated_once_and_readable_by_this_user_only(tmp_path: Path) -> None:
     require_engine()
     project = render(tmp_path / "project", {"broker": "rabbitmq", "include_sqlalchemy": True})
     env = project.folder / ".env"

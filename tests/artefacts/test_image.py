@@ -41,7 +41,7 @@ def test_the_image_is_small(built: Project, summary: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("built")
-def test_it_runs_read_only_and_as_nobody_in_particular() -> None:
+def test_it_runs_read_only_and_without_root() -> None:
     where = "for d in / /app /venv /home /etc /var /root; do test -w $d && echo $d; done; test -w /tmp && test -w /data"
     assert in_image("sh", "-c", f"id -u; id -g; {where}").split() == ["10001"] * 2
     done = attempt("docker", "run", *HARDENED, "an-image")
@@ -53,7 +53,7 @@ def test_it_runs_read_only_and_as_nobody_in_particular() -> None:
 
 
 @pytest.mark.usefixtures("built")
-def test_only_what_is_needed_gets_in() -> None:
+def test_the_image_contains_only_what_is_needed() -> None:
     assert in_image("ls", "-A", "/app").split() == ["celeryconfig.py"]
     assert "No module named pytest" in attempt("docker", "run", *HARDENED, "an-image", "python", "-m", "pytest").stdout
     programs = in_image(
@@ -63,7 +63,7 @@ def test_only_what_is_needed_gets_in() -> None:
 
 
 @pytest.mark.usefixtures("built")
-def test_library_and_package_are_installed_once_and_not_as_links_to_sources() -> None:
+def test_library_and_package_are_installed_as_copies() -> None:
     script = """
 import importlib.util, json, pathlib, sysconfig
 from importlib.metadata import distribution
@@ -87,13 +87,13 @@ for name in ("celery_service", "an_image"):
 
 
 @pytest.mark.usefixtures("built")
-def test_a_celeryconfig_of_the_user_counts() -> None:
+def test_a_celeryconfig_of_the_user_is_used() -> None:
     script = "from an_image.celery import celery; print(celery.conf.task_default_priority)"
     assert in_image("python", "-c", script, CELERY_BROKER_URL="memory://") == "7\n"
 
 
 @pytest.mark.usefixtures("built")
-def test_a_folder_of_somebody_else_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_refused_in_one_line(tmp_path: Path) -> None:
     done = attempt("docker", "run", *HARDENED, "--volume", f"{tmp_path}:/data", "an-image")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [

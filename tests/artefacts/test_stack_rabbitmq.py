@@ -9,10 +9,10 @@ class TestOnRabbitMQ(Promises):
 
     broker = "rabbitmq"
 
-    def test_the_image_of_everything_is_small(self, stack: Stack, summary: list[str]) -> None:
+    def test_the_image_with_all_options_is_small(self, stack: Stack, summary: list[str]) -> None:
         summary.append(assert_is_small(stack.project, 110))
 
-    def test_the_examples_work_inside(self, stack: Stack) -> None:
+    def test_the_examples_work_in_containers(self, stack: Stack) -> None:
         slug = stack.project.slug
         report = "print(json.dumps(report_on_one('.', 'all').get(timeout=30)))"
         path = stack.python(f"from {slug}.tasks.reports import report_on_one\n{report}")

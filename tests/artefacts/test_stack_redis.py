@@ -9,7 +9,7 @@ class TestOnRedis(Promises):
 
     broker = "redis"
 
-    def test_redis_refuses_rather_than_forgets(self, stack: Stack) -> None:
+    def test_a_full_redis_refuses_writes(self, stack: Stack) -> None:
         assert "noeviction" in stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", "maxmemory-policy")
         assert "yes" in stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", "appendonly")
         assert "NOAUTH" in stack.compose("exec", "-T", "-e", "REDISCLI_AUTH=", "redis", "redis-cli", "ping")
@@ -23,7 +23,7 @@ class TestOnRedis(Promises):
             stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
         stack.wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
 
-    def test_more_workers_and_down(self, stack: Stack) -> None:
+    def test_scale_and_down(self, stack: Stack) -> None:
         [line] = send(stack, "kept", 1)
         stack.wait_for_lines([line], 30)
         stack.make("scale", "N=2")

@@ -18,7 +18,7 @@ def test_beat_sends_hello_world_and_a_worker_runs_it(project: InstalledProject, 
             worker.wait_for("\nHello World!\n", 10)
 
 
-def test_a_schedule_that_can_not_work_stops_beat(project: InstalledProject, tmp_path: Path) -> None:
+def test_an_invalid_schedule_stops_beat(project: InstalledProject, tmp_path: Path) -> None:
     changed = project.copy(tmp_path / "project")
     app = changed.folder / changed.slug / "celery.py"
     text = app.read_text()

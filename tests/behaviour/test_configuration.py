@@ -23,7 +23,7 @@ def project() -> InstalledProject:
         ({"CELERY_BROKER_URL": "redis://localhost:1", "CELERY_TASK_ACK_LATE": "1"}, "mean CELERY_TASK_ACKS_LATE?"),
     ],
 )
-def test_one_line_ends_every_process(
+def test_an_invalid_setting_stops_every_process_with_one_line(
     project: InstalledProject, tmp_path: Path, command: tuple[str, ...], variables: dict[str, str], says: str
 ) -> None:
     before = files(project.folder)
@@ -39,7 +39,7 @@ def test_one_line_ends_every_process(
         ("SMTP_PORT", "abc", "SMTP_PORT is 'abc'; it must be a valid integer."),
     ],
 )
-def test_a_setting_of_what_tasks_use_ends_the_worker(
+def test_an_invalid_setting_of_the_service_stops_the_worker(
     project: InstalledProject, tmp_path: Path, variable: str, value: str, says: str
 ) -> None:
     variables = {"CELERY_BROKER_URL": "redis://localhost:1", variable: value}
@@ -61,7 +61,7 @@ def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
-def test_celeryconfig_is_found_beside_the_package(project: InstalledProject, tmp_path: Path) -> None:
+def test_celeryconfig_is_found_next_to_the_package(project: InstalledProject, tmp_path: Path) -> None:
     own = project.copy(tmp_path / "project")
     (own.folder / "celeryconfig.py").write_text("worker_prefetch_multiplier = 3\ntask_time_limit = 100\n")
     code = (

@@ -162,7 +162,7 @@ def all_are_closed(database: Database) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_many_tasks_write_once_each_within_the_bound_of_connections(
+def test_many_tasks_write_once_each_and_stay_within_the_connection_limit(
     service: Service, postgres: Database, pool: str
 ) -> None:
     concurrency = 1 if pool == "solo" else 2
@@ -183,7 +183,7 @@ def test_many_tasks_write_once_each_within_the_bound_of_connections(
     all_are_closed(postgres)
 
 
-def test_processes_that_are_replaced_leave_no_connections(service: Service, postgres: Database) -> None:
+def test_replaced_processes_close_their_connections(service: Service, postgres: Database) -> None:
     with (
         service.worker("worker", "--concurrency=2", "--max-tasks-per-child=5") as worker,
         watched(postgres) as seen,
@@ -195,7 +195,7 @@ def test_processes_that_are_replaced_leave_no_connections(service: Service, post
     all_are_closed(postgres)
 
 
-def test_a_user_is_processed_once_however_often_the_message_comes(service: Service, postgres: Database) -> None:
+def test_a_user_is_processed_once_if_the_message_is_delivered_twice(service: Service, postgres: Database) -> None:
     create = "one = users.create_user.delay('ada@example.com', 'Ada').get(timeout=30)\n"
     again = "two = users.create_user.delay('ada@example.com', 'Ada').get(timeout=30)\n"
     with service.worker("worker", "--concurrency=2"):
@@ -205,7 +205,7 @@ def test_a_user_is_processed_once_however_often_the_message_comes(service: Servi
     assert postgres.ask("select count(*) from users") == 1
 
 
-def test_a_soft_limit_rolls_back_and_the_connection_serves_on(service: Service, postgres: Database) -> None:
+def test_a_soft_time_limit_rolls_back_and_keeps_the_connection(service: Service, postgres: Database) -> None:
     with service.worker(CELERY_TASK_SOFT_TIME_LIMIT="2"):
         assert "SoftTimeLimitExceeded" in call(service, "ends(database.slow_query.delay())")
         assert call(service, "database.count.delay(0).get(timeout=30)") == 1
@@ -218,7 +218,7 @@ def test_a_soft_limit_rolls_back_and_the_connection_serves_on(service: Service, 
 # --- it is away -------------------------------------------------------------------------------------------------------
 
 
-def test_while_the_database_is_away_tasks_are_retried_and_say_which_it_is(service: Service, postgres: Database) -> None:
+def test_tasks_are_retried_and_name_the_database_while_it_is_unreachable(service: Service, postgres: Database) -> None:
     service.variables["DATABASE_URL"] = postgres.url.replace("postgres@", "postgres:secret@")
     where = f"the database '{postgres.name}' on 127.0.0.1:"
     with service.worker() as worker:
@@ -235,7 +235,7 @@ def test_while_the_database_is_away_tasks_are_retried_and_say_which_it_is(servic
     assert "secret" not in worker.text()
 
 
-def test_a_lost_connection_is_noticed_before_it_is_used(service: Service, postgres: Database) -> None:
+def test_a_lost_connection_is_replaced_before_it_is_used(service: Service, postgres: Database) -> None:
     with service.worker() as worker:
         assert call(service, "database.count.delay(0).get(timeout=30)") == 1
         postgres.server.restart()
@@ -246,7 +246,7 @@ def test_a_lost_connection_is_noticed_before_it_is_used(service: Service, postgr
 # --- it is configured wrongly -----------------------------------------------------------------------------------------
 
 
-def test_a_bad_address_stops_a_migration_with_one_line(service: Service) -> None:
+def test_an_invalid_url_stops_a_migration_with_one_line(service: Service) -> None:
     done = run(service, "python", "-m", "alembic", "upgrade", "head", DATABASE_URL="mysql://ada:secret@db/orders")
     assert done.returncode == 1
     assert done.stderr.startswith("DATABASE_URL starts with mysql://, which has no driver here; write ")
@@ -261,14 +261,14 @@ def test_a_bad_address_stops_a_migration_with_one_line(service: Service) -> None
 CHECK = ("python", "-m", "celery_service.data.schema")
 
 
-def test_migrations_agree_with_the_models_and_go_down_again(service: Service, postgres: Database) -> None:
+def test_migrations_match_the_models_and_can_be_undone(service: Service, postgres: Database) -> None:
     alembic(service, "check")
     alembic(service, "downgrade", "base")
     assert postgres.ask("select count(*) from pg_tables where tablename = 'users'") == 0
     alembic(service, "upgrade", "head")
 
 
-def test_migrating_a_database_that_is_away_says_so_in_one_line(service: Service, postgres: Database) -> None:
+def test_migrating_an_unreachable_database_prints_one_line(service: Service, postgres: Database) -> None:
     postgres.server.stop()
     done = run(service, "python", "-m", "alembic", "upgrade", "head")
     assert done.returncode != 0
@@ -276,7 +276,7 @@ def test_migrating_a_database_that_is_away_says_so_in_one_line(service: Service,
     assert "Traceback" not in done.stderr
 
 
-def test_what_no_migration_makes_is_named_in_one_line_until_one_is_written(service: Service, tmp_path: Path) -> None:
+def test_a_missing_migration_is_named_in_one_line_until_it_is_written(service: Service, tmp_path: Path) -> None:
     project = service.project.copy(tmp_path / "project")
 
     def run_there(*command: str) -> subprocess.CompletedProcess[str]:

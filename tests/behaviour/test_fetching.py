@@ -27,7 +27,7 @@ def test_a_message_of_a_plain_celery_app_runs(service: Service) -> None:
         service.wait_for_line("end foreign", 5)
 
 
-def test_workers_of_a_plain_celery_app_take_back_what_ours_leave(service: Service) -> None:
+def test_plain_celery_workers_take_over_messages_of_our_workers(service: Service) -> None:
     """During an update, both kinds of workers run: they write down alike what they have taken."""
     with service.worker() as worker:
         worker.wait_ready()
@@ -45,7 +45,7 @@ def test_workers_of_a_plain_celery_app_take_back_what_ours_leave(service: Servic
         assert wait_until(restored, 10, "the message to be back in its queue").headers["task"] == "probe.work"
 
 
-def test_what_runs_when_the_connection_breaks_runs_once(service: Service) -> None:
+def test_a_task_that_runs_while_the_connection_breaks_runs_once(service: Service) -> None:
     with service.worker() as worker:
         worker.wait_ready()
         task = service.send("probe.work.delay(notes, 'a', 3)")
@@ -57,7 +57,7 @@ def test_what_runs_when_the_connection_breaks_runs_once(service: Service) -> Non
     assert service.lines() == ["start a", "end a", "start b", "end b"]
 
 
-def test_what_a_worker_has_not_begun_when_the_connection_breaks_is_free_at_once(service: Service) -> None:
+def test_messages_of_tasks_that_have_not_started_are_returned_when_the_connection_breaks(service: Service) -> None:
     """Well before its lease ends, which is after a minute."""
     with service.worker() as worker:
         worker.wait_ready()
@@ -68,7 +68,7 @@ def test_what_a_worker_has_not_begun_when_the_connection_breaks_is_free_at_once(
         service.wait_for_line("end later", 30)
 
 
-def test_a_worker_waits_for_a_redis_that_can_not_write(service: Service) -> None:
+def test_a_worker_waits_while_redis_refuses_writes(service: Service) -> None:
     with service.worker("worker", "-c", "2") as worker, redis.Redis.from_url(service.redis.url) as client:
         worker.wait_ready()
         running = service.send("probe.work.delay(notes, 'a', 3)")
@@ -86,7 +86,7 @@ def test_a_worker_waits_for_a_redis_that_can_not_write(service: Service) -> None
     assert service.lines() == ["start a", "end a", "start b", "end b"]
 
 
-def test_a_worker_that_starts_meanwhile_waits_too(service: Service) -> None:
+def test_a_worker_waits_if_redis_refuses_writes_when_it_starts(service: Service) -> None:
     with redis.Redis.from_url(service.redis.url) as client:
         client.config_set("min-replicas-to-write", 1)
         with service.worker() as worker:

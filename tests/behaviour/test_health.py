@@ -89,7 +89,7 @@ class Watched:
         assert re.fullmatch(GONE.format("worker"), self.probe.ask("live"))
 
 
-def test_a_busy_worker_is_alive_and_one_that_stops_is_not_ready(service: Service) -> None:
+def test_a_busy_worker_is_alive_and_a_stopping_worker_is_not_ready(service: Service) -> None:
     busy = []
     for name in ("prefork", "threads", "solo", "stopping"):
         pool = "prefork" if name == "stopping" else name
@@ -116,7 +116,7 @@ def test_a_busy_worker_is_alive_and_one_that_stops_is_not_ready(service: Service
         each.end()
 
 
-def test_a_worker_whose_broker_has_stopped_is_alive_and_not_ready(service: Service) -> None:
+def test_a_worker_is_alive_and_not_ready_while_its_broker_is_stopped(service: Service) -> None:
     """And one that waits for it at its start."""
     before = Watched.ready(service, "before")
     service.broker.stop()
@@ -132,7 +132,7 @@ def test_a_worker_whose_broker_has_stopped_is_alive_and_not_ready(service: Servi
         each.end()
 
 
-def test_a_worker_whose_broker_is_frozen_is_alive_and_not_ready(service: Service) -> None:
+def test_a_worker_is_alive_and_not_ready_while_its_broker_is_frozen(service: Service) -> None:
     """On Redis, it can also be stopped meanwhile."""
     waiting = Watched.ready(service, "waiting")
     stopped = Watched.ready(service, "stopped") if service.broker is service.redis else None
@@ -167,7 +167,7 @@ def test_a_worker_without_any_server_is_alive(service: Service) -> None:
     watched.end()
 
 
-def test_all_workers_of_a_machine_have_to_be_well(service: Service) -> None:
+def test_the_probe_fails_if_one_of_several_workers_hangs(service: Service) -> None:
     """One is frozen; of another, on Redis, the event loop hangs, as after a deadlock: its other threads go on."""
     stuck = Watched.ready(service, "stuck") if service.broker is service.redis else None
     if stuck:
@@ -214,7 +214,7 @@ def test_beat_is_alive_while_it_ticks(service: Service) -> None:
     assert re.fullmatch(GONE.format("beat"), probe.ask("beat"))
 
 
-def test_the_embedded_broker_and_beat_have_signs_too(project: InstalledProject, tmp_path: Path) -> None:
+def test_probes_work_with_the_filesystem_broker_and_embedded_beat(project: InstalledProject, tmp_path: Path) -> None:
     probe = Probe(project, tmp_path)
     with Worker(
         project,

@@ -73,7 +73,9 @@ def held(service: Service) -> int:
 # --- the defaults -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_workers_task_runs_elsewhere_within_90_seconds(project: InstalledProject, tmp_path: Path) -> None:
+def test_a_task_of_a_killed_worker_runs_on_another_worker_within_90_seconds(
+    project: InstalledProject, tmp_path: Path
+) -> None:
     """With a worker that is there already, and with one that starts after the kill; both at the same time."""
     with (
         service_on_redis(project, tmp_path / "there") as there,
@@ -115,7 +117,7 @@ def test_a_task_of_four_leases_and_a_countdown_of_three_run_once(service: Servic
         assert "lost the lease" not in ours.text()
 
 
-def test_a_stop_waits_for_a_task_of_three_leases(service: Service) -> None:
+def test_a_stopping_worker_waits_for_a_task_of_three_leases(service: Service) -> None:
     with bystander(service):
         stopping = worker(service, "worker", CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT="60")
         start_long(service, "long", 3)
@@ -127,7 +129,7 @@ def test_a_stop_waits_for_a_task_of_three_leases(service: Service) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
-def test_a_task_outlasts_a_redis_that_is_away_for_two_leases(service: Service, how: str) -> None:
+def test_a_task_survives_an_outage_of_redis_of_two_leases(service: Service, how: str) -> None:
     with bystander(service), worker(service, "worker"):
         task = start_long(service, "long", 5)
         if how == "stopped":
@@ -143,7 +145,7 @@ def test_a_task_outlasts_a_redis_that_is_away_for_two_leases(service: Service, h
         assert service.result(task)["state"] == "SUCCESS"
 
 
-def test_a_task_outlasts_a_redis_that_has_lost_its_data(project: InstalledProject, tmp_path: Path) -> None:
+def test_a_task_survives_if_redis_loses_its_data(project: InstalledProject, tmp_path: Path) -> None:
     with service_on_redis(project, tmp_path) as service, bystander(service), worker(service, "worker") as ours:
         task = start_long(service, "long", 3)
         with redis.Redis.from_url(service.redis.url) as client:
@@ -153,7 +155,7 @@ def test_a_task_outlasts_a_redis_that_has_lost_its_data(project: InstalledProjec
         assert service.result(task)["state"] == "SUCCESS"
 
 
-def test_a_task_outlasts_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
+def test_a_task_survives_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
     """The replica, which takes over from the master, knows who holds what."""
     with (
         start_redis(tmp_path / "master") as master,
@@ -204,7 +206,7 @@ def test_rule_1_the_clock_of_a_worker_does_not_matter(service: Service, seconds:
                 client.flushall()
 
 
-def test_rule_2_who_reconnects_first_takes_over_nothing(service: Service) -> None:
+def test_rule_2_the_first_worker_to_reconnect_takes_over_nothing(service: Service) -> None:
     """Redis was away for longer than a lease, and the worker that holds the task comes back a little later."""
     with bystander(service) as other, worker(service, "worker") as ours:
         start_long(service, "long", 5)
@@ -226,7 +228,7 @@ def other_is_connected(client: Any) -> bool:
     return "cmdstat_eval" in client.info("commandstats")
 
 
-def test_rule_3_a_plain_worker_keeps_what_it_holds(service: Service) -> None:
+def test_rule_3_a_plain_celery_worker_keeps_its_messages(service: Service) -> None:
     """It doesn't renew. Kombu's timeout, an hour, counts for its messages."""
     plain = celery.Celery(broker=service.redis.url)
     service.send("probe.work.apply_async((notes, 'a'), queue='plain')")
@@ -242,7 +244,7 @@ def test_rule_3_a_plain_worker_keeps_what_it_holds(service: Service) -> None:
         assert "took over" not in other.text()
 
 
-def test_rule_4_what_runs_is_renewed_on_the_next_connection(service: Service) -> None:
+def test_rule_4_leases_of_running_tasks_are_renewed_on_the_next_connection(service: Service) -> None:
     with bystander(service), worker(service, "worker") as ours:
         start_long(service, "long", 4)
         service.redis.restart()
@@ -265,7 +267,7 @@ def test_a_worker_whose_event_loop_is_blocked_keeps_its_leases(service: Service)
 
 
 @pytest.mark.parametrize("who", ["all its processes", "the main process"])
-def test_a_worker_that_was_frozen_for_three_leases_says_what_it_has_lost(service: Service, who: str) -> None:
+def test_a_worker_that_was_frozen_for_three_leases_logs_its_lost_leases(service: Service, who: str) -> None:
     with worker(service, "frozen") as frozen:
         task = start_long(service, "long", 2)
         with worker(service, "other") as other:
@@ -285,13 +287,13 @@ def test_a_worker_that_was_frozen_for_three_leases_says_what_it_has_lost(service
 # --- the setting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_timeout_of_hours_works_and_is_explained(service: Service) -> None:
+def test_a_lease_of_hours_works_and_logs_a_warning(service: Service) -> None:
     with worker(service, "worker", lease=7200) as ours:
         ours.wait_for("visibility_timeout is 7200 s: what a dead worker held comes back after so long")
         assert service.result(service.send("probe.work.delay(notes, 'a')"))["state"] == "SUCCESS"
 
 
-def test_replies_to_commands_are_not_held(service: Service) -> None:
+def test_replies_to_commands_need_no_acknowledgement(service: Service) -> None:
     """Nobody acknowledges them."""
     with worker(service, "worker") as ours:
         ours.wait_ready()
@@ -299,7 +301,7 @@ def test_replies_to_commands_are_not_held(service: Service) -> None:
         assert held(service) == 0
 
 
-def test_what_a_killed_worker_held_is_all_back(service: Service) -> None:
+def test_all_messages_of_a_killed_worker_are_taken_over(service: Service) -> None:
     """More than what is put back in one step."""
     count = 250
     killed = worker(service, "killed", "--concurrency=1", "--prefetch-multiplier=1000")

@@ -90,7 +90,7 @@ def redis_client(server: Any) -> redis.Redis:
     return redis.Redis.from_url(server.url, socket_timeout=2, decode_responses=True)
 
 
-def test_redis_serves_and_keeps_data_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
+def test_redis_keeps_its_data_after_a_restart_and_a_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_redis(tmp_path, options=KEEPING)) as server:
         redis_client(server).set("greeting", "hello")
 
@@ -103,7 +103,7 @@ def test_redis_serves_and_keeps_data_over_restart_and_kill(tmp_path: Path, watch
         assert redis_client(server).get("greeting") == "hello"
 
 
-def test_redis_forgets_unless_told_otherwise(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
+def test_redis_keeps_no_data_by_default(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_redis(tmp_path)) as server:
         redis_client(server).set("greeting", "hello")
         server.restart()
@@ -170,7 +170,7 @@ def receive(server: Any, body: str) -> None:
     wait_until(came, 20, f"the message {body!r}")
 
 
-def test_rabbitmq_serves_and_keeps_messages_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
+def test_rabbitmq_keeps_messages_after_a_restart_and_a_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_rabbitmq(tmp_path)) as server:
         publish(server, "first")
         publish(server, "second")
@@ -216,7 +216,7 @@ def sql(server: Any, statement: str, timeout_seconds: float = 10) -> str:
     return done.stdout.strip()
 
 
-def test_postgres_serves_and_keeps_tables_over_restart_and_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
+def test_postgres_keeps_tables_after_a_restart_and_a_kill(tmp_path: Path, watch: Callable[[Any], Any]) -> None:
     with watch(start_postgres(tmp_path)) as server:
         sql(server, "create table kept (word text); insert into kept values ('hello')")
 
@@ -246,7 +246,7 @@ def test_a_missing_server_skips_the_test(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_a_missing_server_fails_the_test_where_services_are_required(
+def test_a_missing_server_fails_the_test_if_services_are_required(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REQUIRE_SERVICES", "1")
@@ -254,7 +254,7 @@ def test_a_missing_server_fails_the_test_where_services_are_required(
         require("rabbitmq-server", None)
 
 
-def test_a_found_server_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_an_installed_server_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUIRE_SERVICES", "1")
     assert require("redis-server", "/usr/bin/redis-server") == "/usr/bin/redis-server"
 
@@ -264,7 +264,7 @@ def test_a_program_that_is_not_installed_is_not_found(monkeypatch: pytest.Monkey
     assert find_redis() is None
 
 
-def test_a_silent_server_fails_within_its_deadline(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_fails_within_the_deadline(tmp_path: Path) -> None:
     port = free_port()
     server = Server(
         name="mute",
@@ -285,7 +285,7 @@ def end_by_itself(server: Any) -> None:
 
 
 @pytest.mark.parametrize("mishap", [Server.pause, Server.kill, Server.stop, end_by_itself])
-def test_a_server_recovers_from_whatever_was_done_to_it(tmp_path: Path, mishap: Callable[[Any], None]) -> None:
+def test_a_server_recovers_from_a_fault(tmp_path: Path, mishap: Callable[[Any], None]) -> None:
     with start_redis(tmp_path) as server:
         mishap(server)
         server.recover()
@@ -309,12 +309,12 @@ def test_a_server_that_does_not_stop_is_killed_and_reported(tmp_path: Path) -> N
     assert not processes_in(tmp_path)
 
 
-def test_waiting_gives_back_the_value() -> None:
+def test_wait_until_returns_the_value() -> None:
     values = iter([None, 0, "there"])
     assert wait_until(lambda: next(values), 5, "a value") == "there"
 
 
-def test_waiting_ends_and_says_for_what() -> None:
+def test_wait_until_raises_with_a_description() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"waited 0.2 s in vain for: the moon"):
         wait_until(lambda: False, 0.2, "the moon")

@@ -77,11 +77,11 @@ def finish_elsewhere(service: Service, *tasks: str) -> None:
             assert outcome["state"] == "SUCCESS", outcome
 
 
-def test_an_idle_worker_ends_at_once(service: Service) -> None:
+def test_an_idle_worker_exits_at_once(service: Service) -> None:
     assert Stop(start(service, grace=60)).seconds() < 15
 
 
-def test_a_worker_ends_with_its_last_task(service: Service) -> None:
+def test_a_worker_exits_with_its_last_task(service: Service) -> None:
     worker = start(service, grace=60)
     task = service.send("probe.work.delay(notes, 'a', 3)")
     service.wait_for_line("start a")
@@ -90,7 +90,7 @@ def test_a_worker_ends_with_its_last_task(service: Service) -> None:
     assert service.result(task)["state"] == "SUCCESS"
 
 
-def test_what_does_not_fit_is_handed_back_in_time(service: Service) -> None:
+def test_tasks_that_exceed_the_grace_period_are_returned_in_time(service: Service) -> None:
     """Also what tidies up when it is interrupted, and what refuses to be."""
     busy = [Busy(service, kind, kind) for kind in ("interrupted", "tidy", "stubborn")]
     for seconds in seconds_of([Stop(each.worker) for each in busy]):
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_handed_back_in_time(service: Service) -> None:
     assert steps(service, "tidy") == ["start", "tidied", "start", "end", "tidied"]
 
 
-def test_what_waits_in_the_worker_goes_back_too(service: Service) -> None:
+def test_messages_that_wait_in_the_worker_are_returned(service: Service) -> None:
     worker = start(service, CELERY_WORKER_PREFETCH_MULTIPLIER="4")
     running = service.send(f"probe.interrupted.delay(notes, 'running', {LONG})")
     service.wait_for_line("start running")
@@ -121,7 +121,7 @@ def test_what_waits_in_the_worker_goes_back_too(service: Service) -> None:
     )
 
 
-def test_interruptions_are_not_held_against_a_task(service: Service) -> None:
+def test_interruptions_do_not_count_as_deliveries(service: Service) -> None:
     """It isn't poison, although it never ends within the grace period: here, half of it for tasks."""
     task = service.send("probe.work.delay(notes, 'a', 4)")
     for number in range(1, 5):
@@ -132,7 +132,7 @@ def test_interruptions_are_not_held_against_a_task(service: Service) -> None:
     assert service.lines() == [*["start a"] * 5, "end a"]
 
 
-def test_a_poison_message_that_was_interrupted_stops_all_the_same(service: Service) -> None:
+def test_a_poison_message_stops_after_an_interruption(service: Service) -> None:
     worker = start(service, grace=2)
     task = service.send(f"probe.crash.delay(notes, {LONG})")
     service.wait_for_line("start")
@@ -143,7 +143,7 @@ def test_a_poison_message_that_was_interrupted_stops_all_the_same(service: Servi
     assert service.lines() == ["start"] * (1 + 3)
 
 
-def test_haste_hands_back_at_once(service: Service) -> None:
+def test_a_second_signal_returns_messages_at_once(service: Service) -> None:
     """A second SIGTERM, a SIGQUIT, or a SIGTERM that means SIGQUIT."""
     twice = Busy(service, "twice", grace=60)
     quits = Busy(service, "quits", grace=60)
@@ -172,7 +172,7 @@ def test_a_signal_to_all_processes_loses_nothing(service: Service) -> None:
     assert steps(service, "int") == steps(service, "term") == ["start", "start", "end"]
 
 
-def test_each_of_many_tasks_ends_as_it_fits(service: Service) -> None:
+def test_short_tasks_end_and_long_tasks_are_returned(service: Service) -> None:
     worker = start(service, "--concurrency=4", grace=12)  # of which tasks have 7
     calls = [f"probe.interrupted.delay(notes, 'long{n}', {LONG})" for n in (1, 2)]
     calls += [f"probe.work.delay(notes, 'short{n}', 4)" for n in (1, 2)]
@@ -191,7 +191,7 @@ def test_each_of_many_tasks_ends_as_it_fits(service: Service) -> None:
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads"])
-def test_pools_without_processes_hand_back_too(service: Service, pool: str) -> None:
+def test_pools_without_processes_return_messages(service: Service, pool: str) -> None:
     worker = start(service, f"--pool={pool}", "--concurrency=2")
     short = service.send("probe.work.delay(notes, 'short', 1)")
     service.wait_for_line("start short")

@@ -29,7 +29,7 @@ def limit_memory(url: str, size: int) -> None:
         client.config_set("maxmemory", size)
 
 
-def test_what_a_frozen_worker_was_handed_runs_elsewhere(bench: Bench) -> None:
+def test_messages_of_a_frozen_worker_run_on_another_worker(bench: Bench) -> None:
     """Redis gives a message to whoever waits for it, and doesn't see that nobody reads it."""
     frozen = bench.start_worker()
     frozen.wait_ready(60)

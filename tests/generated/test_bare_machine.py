@@ -31,7 +31,7 @@ def test_a_project_needs_nothing_but_python_and_make(tmp_path: Path) -> None:
     assert " skipped" in printed
 
 
-def test_a_python_without_venv_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_python_without_venv_is_explained_in_one_line(tmp_path: Path) -> None:
     """As on Debian without python3-venv."""
     project = render(tmp_path / "project")
     programs = only(tmp_path / "bin", "sh", "make", "grep", "mkdir", "git")
@@ -44,7 +44,7 @@ def test_a_python_without_venv_is_told_in_one_line(tmp_path: Path) -> None:
     assert said == ["python3 can't make virtual environments; on Debian: apt-get install python3-venv"]
 
 
-def test_the_demo_shows_what_it_promises() -> None:
+def test_the_demo_works() -> None:
     """In a user's environment: the output of the worker isn't held back, for example."""
     printed = run("make", "demo", cwd=REPOSITORY)
     assert "\nHello World!\n" in printed

@@ -30,7 +30,7 @@ def test_a_fresh_project_passes_its_own_checks(project: Project) -> None:
         assert " skipped" not in printed
 
 
-def test_the_checks_leave_the_library_alone(project: Project) -> None:
+def test_the_checks_ignore_the_library(project: Project) -> None:
     """Those of `make` and those of pre-commit: what stands in runtime/ is neither judged nor changed."""
     untidy = project.folder / "runtime" / "celery_service" / "untidy.py"
     untidy.write_text("import os\nnumber : int=''\n")

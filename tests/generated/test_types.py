@@ -19,7 +19,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> InstalledProject:
 
 
 @pytest.mark.parametrize("combination", PAIRS, ids=str)
-def test_the_types_are_strict_in_every_pair_of_options(
+def test_types_are_strict_in_every_pair_of_options(
     combination: Combination, installed: InstalledProject, tmp_path: Path
 ) -> None:
     project = render(tmp_path / "project", combination.answers)

@@ -25,7 +25,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     loop.close_loops()
 
 
-def test_sync_code_gets_what_it_set(cache: Cache) -> None:
+def test_a_sync_value_is_returned(cache: Cache) -> None:
     cache.sync.set("key", VALUE, ttl=300)
     assert cache.sync.get("key") == VALUE
     cache.sync.delete("key")
@@ -33,7 +33,7 @@ def test_sync_code_gets_what_it_set(cache: Cache) -> None:
     assert cache.sync.get("key", default=0) == 0
 
 
-def test_async_code_gets_what_it_set(cache: Cache) -> None:
+def test_an_async_value_is_returned(cache: Cache) -> None:
     async def use() -> Any:
         await cache.set("key", VALUE)
         return await cache.get("key")
@@ -50,12 +50,12 @@ def test_a_value_expires_while_nothing_runs(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("ttl", [0, -1])
-def test_a_value_is_kept_for_a_while_or_not_set(cache: Cache, ttl: float) -> None:
+def test_a_ttl_of_zero_or_less_is_refused(cache: Cache, ttl: float) -> None:
     with pytest.raises(ValueError, match="ttl must be above 0"):
         cache.sync.set("key", "value", ttl=ttl)
 
 
-def test_of_all_who_ask_one_computes(cache: Cache) -> None:
+def test_one_of_several_tasks_computes(cache: Cache) -> None:
     computed: list[int] = []
 
     async def compute() -> int:
@@ -70,7 +70,7 @@ def test_of_all_who_ask_one_computes(cache: Cache) -> None:
     assert len(computed) == 1
 
 
-def test_an_error_while_computing_is_not_kept(cache: Cache) -> None:
+def test_an_error_while_computing_is_not_cached(cache: Cache) -> None:
     with pytest.raises(ZeroDivisionError):
         cache.sync.get_or_set("key", lambda: 1 // 0)
     assert cache.sync.get_or_set("key", lambda: 1) == 1
@@ -85,7 +85,7 @@ async def _answer() -> str:
     return "answer"
 
 
-def test_nobody_waits_longer_than_the_lease(cache: Cache) -> None:
+def test_a_task_computes_when_the_lease_ends(cache: Cache) -> None:
     async def one_hangs() -> str:
         hanging = asyncio.ensure_future(cache.get_or_set("key", _hang, lease=0.2))
         await asyncio.sleep(0.05)
@@ -96,7 +96,7 @@ def test_nobody_waits_longer_than_the_lease(cache: Cache) -> None:
     assert asyncio.run(one_hangs()) == "answer"
 
 
-def test_what_can_not_be_kept_is_an_error(cache: Cache) -> None:
+def test_a_value_that_is_not_json_is_an_error(cache: Cache) -> None:
     with pytest.raises(TypeError):
         cache.sync.set("key", object())
 
@@ -112,7 +112,7 @@ def test_sync_code_below_a_running_loop_is_refused(cache: Cache) -> None:
 # --- CACHE_* ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_says_where_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_configures_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_URL", "redis://localhost:1/1")
     monkeypatch.setenv("CACHE_NAMESPACE", "theirs")
     monkeypatch.setenv("CACHE_TTL", "7")
@@ -134,7 +134,9 @@ def test_the_environment_says_where_and_for_how_long(monkeypatch: pytest.MonkeyP
         ("CACHE_TIMEOUT", "never", "CACHE_TIMEOUT is 'never'; it must be a valid number."),
     ],
 )
-def test_one_line_says_what_can_not_work(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+def test_an_invalid_variable_is_explained_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError) as caught:
         read(Settings)

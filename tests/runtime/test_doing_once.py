@@ -36,24 +36,24 @@ def work(app: Celery) -> Iterator[Any]:
     done.clear()
 
 
-def test_the_second_time_does_nothing(work: Any) -> None:
+def test_a_second_run_does_nothing(work: Any) -> None:
     assert [work("a"), work("a"), work("b")] == [True, False, True]
     assert done == ["a", "b"]
 
 
-def test_what_failed_is_done_again(work: Any) -> None:
+def test_work_that_failed_is_done_again(work: Any) -> None:
     with pytest.raises(ValueError, match="in vain"):
         work("c", fails=True)
     assert work("c")
 
 
-def test_what_runs_elsewhere_is_neither_done_twice_nor_forgotten(work: Any) -> None:
+def test_a_task_is_retried_while_the_work_runs_elsewhere(work: Any) -> None:
     with pytest.raises(StillRunning, match=r"^tests\.work runs elsewhere; its lease ends in 60 s$"):
         work("d", meanwhile=True)
     assert done == ["d"]
 
 
-def test_after_its_lease_it_is_done_again(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_done_again_after_its_lease(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StillRunning):
         work("e", meanwhile=True, lease=5)
     with pytest.raises(StillRunning):
@@ -63,26 +63,26 @@ def test_after_its_lease_it_is_done_again(work: Any, monkeypatch: pytest.MonkeyP
     assert work("e")
 
 
-def test_without_a_key_it_is_done_once_for_each_message(work: Any) -> None:
+def test_without_a_key_work_is_done_once_per_message(work: Any) -> None:
     outcomes = [work.apply(task_id=message).get() for message in ("f", "f", "g")]
     assert outcomes == [True, False, True]
 
 
-def test_a_plain_call_without_a_key_does_it(work: Any) -> None:
+def test_a_plain_call_without_a_key_does_the_work(work: Any) -> None:
     assert [work(), work()] == [True, True]
 
 
-def test_outside_of_a_task_it_is_refused() -> None:
+def test_once_is_refused_outside_of_a_task() -> None:
     with pytest.raises(RuntimeError, match="belongs into the body of a task"), once("key"):
         pass
 
 
-def test_any_text_may_be_a_key(work: Any) -> None:
+def test_any_string_can_be_a_key(work: Any) -> None:
     keys = ["/etc/passwd", "a b", "x" * 5000, "é"]
     assert [work(key) for key in keys * 2] == [True] * 4 + [False] * 4
 
 
-def test_redis_is_away_before_the_work(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_retried_if_redis_is_unreachable_before_the_work(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RedisIsAway
 
@@ -92,7 +92,9 @@ def test_redis_is_away_before_the_work(work: Any, monkeypatch: pytest.MonkeyPatc
     assert done == []
 
 
-def test_redis_goes_away_during_the_work(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_not_repeated_if_redis_becomes_unreachable_during_it(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is done: to fail would have it done again."""
     backend = type(work.app.backend)
     original, calls = backend.set, []

@@ -71,7 +71,7 @@ async def count() -> int:
         ("sqlite+aiosqlite:////var/data.db", "sqlite+aiosqlite:////var/data.db"),
     ],
 )
-def test_an_address_gets_the_driver_that_is_installed(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
+def test_a_url_gets_the_installed_driver(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
     assert parse_url(given).render_as_string(hide_password=False) == used
     monkeypatch.setenv("DATABASE_URL", given)
     assert read(Settings).url.get_secret_value() == used
@@ -89,9 +89,7 @@ def test_an_address_gets_the_driver_that_is_installed(monkeypatch: pytest.Monkey
         ("sqlite:///:memory:", "names no database"),
     ],
 )
-def test_what_can_not_work_is_refused_without_showing_the_password(
-    monkeypatch: pytest.MonkeyPatch, given: str, says: str
-) -> None:
+def test_an_invalid_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, given: str, says: str) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
     with pytest.raises(ConfigurationError) as caught:
         read(Settings)
@@ -101,13 +99,13 @@ def test_what_can_not_work_is_refused_without_showing_the_password(
     assert "cret" not in line
 
 
-def test_people_see_where_a_database_is_but_not_how_to_log_in() -> None:
+def test_a_description_has_the_host_but_no_password() -> None:
     assert describe(parse_url(f"postgresql://{PLACE}")) == "the database 'name' on host:5433"
     assert describe(parse_url("postgresql://ada@host/name")) == "the database 'name' on host:5432"
     assert describe(parse_url("sqlite:///data.db")) == "the database 'data.db'"
 
 
-def test_an_error_names_the_database_and_keeps_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_database_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing listens on port 1.
     url = SecretStr("postgresql+psycopg://ada:secret@127.0.0.1:1/orders")
     monkeypatch.setattr(database.settings, "url", url)
@@ -157,7 +155,7 @@ def test_each_event_loop_has_one_engine() -> None:
 
 
 @pytest.mark.usefixtures("tables")
-def test_an_error_does_not_show_what_is_in_the_rows() -> None:
+def test_an_error_contains_no_values() -> None:
     async def main() -> None:
         async with get_session() as session:
             session.add(Row(id=12345, other=67890))
@@ -234,7 +232,7 @@ def test_a_task_is_sent_after_the_commit(sent: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("tables")
-def test_what_is_rolled_back_sends_nothing(sent: list[int]) -> None:
+def test_a_rollback_sends_nothing(sent: list[int]) -> None:
     async def main() -> None:
         async with get_session() as session:
             send_after_commit(session, message(1))

@@ -33,7 +33,7 @@ def test_a_part_can_be_left_out(forks: Forks, service: Path) -> None:
     assert forks.run(code, service, {"CELERY_BROKER_URL": "memory://"}).stdout == "1 1\n"
 
 
-def test_a_part_that_does_not_exist_can_not_be_left_out() -> None:
+def test_an_unknown_part_can_not_be_left_out() -> None:
     with pytest.raises(ValueError, match=r"without=\['logging'\]: the parts are observability.logging, "):
         celery_service.install(Celery("x", set_as_current=False), tasks="x.tasks", without={"logging"})
 
@@ -64,7 +64,7 @@ def test_two_apps_in_a_process_keep_apart(forks: Forks, service: Path) -> None:
     assert forks.run(code, service, {"CELERY_BROKER_URL": "memory://"}).stdout == "False\n"
 
 
-def test_to_import_the_library_or_its_probe_imports_no_celery(forks: Forks, service: Path) -> None:
+def test_importing_the_library_or_its_probe_does_not_import_celery(forks: Forks, service: Path) -> None:
     # In a Python of its own: the process that forks has imported Celery.
     code = (
         "import subprocess, sys\n"
@@ -76,7 +76,7 @@ def test_to_import_the_library_or_its_probe_imports_no_celery(forks: Forks, serv
     assert not {"celery", "kombu", "redis", "pydantic", "structlog"} & modules
 
 
-def test_without_extras_the_library_works(forks: Forks, service: Path) -> None:
+def test_the_library_works_without_extras(forks: Forks, service: Path) -> None:
     """A project without database, cache and RabbitMQ doesn't install these."""
     (service / "sqlalchemy.py").write_text("raise ImportError")
     (service / "aiocache.py").write_text("raise ImportError")

@@ -79,7 +79,7 @@ def test_ten_thousand_messages_are_renewed_by_one_command(leases: Leases, client
     assert client.zcount(INDEX, before, "+inf") == 10_000
 
 
-def test_renewal_says_what_is_lost(leases: Leases, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_renewal_reports_lost_leases(leases: Leases, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     kept, lost = tags(2, "mine")
     hold(client, 45, kept)
     for tag, name in ((kept, "kept"), (lost, "lost")):
@@ -92,7 +92,7 @@ def test_renewal_says_what_is_lost(leases: Leases, client: Any, caplog: pytest.L
     assert client.zrange(INDEX, 0, -1) == [kept]
 
 
-def test_what_is_on_its_way_is_renewed_and_nobody_is_told_when_it_is_not_there(
+def test_a_message_that_is_being_fetched_is_renewed_without_a_warning(
     leases: Leases, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     leases._on_its_way = "leased/60/mine@host/next"
@@ -107,7 +107,7 @@ def test_what_is_on_its_way_is_renewed_and_nobody_is_told_when_it_is_not_there(
 # --- taking over ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_claimed_is_not_claimed_again_within_a_lease(client: Any) -> None:
+def test_a_claimed_message_is_not_claimed_again_within_a_lease(client: Any) -> None:
     hold(client, LEASE + 1, *tags(3))
     assert sorted(claim(client)) == tags(3)
     assert claim(client) == []
@@ -116,7 +116,7 @@ def test_what_is_claimed_is_not_claimed_again_within_a_lease(client: Any) -> Non
     assert claim(client) == tags(1)
 
 
-def test_what_is_renewed_is_not_claimed(client: Any) -> None:
+def test_a_renewed_message_is_not_claimed(client: Any) -> None:
     hold(client, LEASE - 5, *tags(3))
     assert claim(client) == []
 
@@ -130,7 +130,7 @@ def test_a_holder_with_a_longer_lease_keeps_it(client: Any) -> None:
     assert claim(client) == [longer]
 
 
-def test_who_has_renewed_its_own_leases_too_long_ago_claims_nothing(client: Any) -> None:
+def test_a_worker_that_renewed_too_long_ago_claims_nothing(client: Any) -> None:
     """It was frozen on its way to Redis, and the others may be alive."""
     hold(client, LEASE + 1, *tags(3))
     assert claim(client, renewed=LEASE / 4 + 1) == []
@@ -144,19 +144,19 @@ def test_tags_of_plain_kombu_last_an_hour(client: Any) -> None:
     assert claim(client) == ["old"]
 
 
-def test_many_young_tags_of_plain_kombu_hide_no_dead_worker(client: Any) -> None:
+def test_many_new_tags_of_plain_kombu_do_not_hide_a_dead_worker(client: Any) -> None:
     """The script looks at 500 at a time."""
     hold(client, 3000, *(str(number) for number in range(1200)))
     hold(client, LEASE + 1, *tags(3))
     assert sorted(claim(client)) == tags(3)
 
 
-def test_no_more_is_claimed_than_was_asked_for(client: Any) -> None:
+def test_the_number_of_claims_is_limited(client: Any) -> None:
     hold(client, LEASE + 1, *tags(250))
     assert [len(claim(client, count=100)) for _ in range(4)] == [100, 100, 50, 0]
 
 
-def test_who_has_just_begun_to_renew_takes_over_nothing(leases: Leases, client: Any) -> None:
+def test_a_worker_that_has_just_started_takes_over_nothing(leases: Leases, client: Any) -> None:
     hold(client, LEASE + 1, *tags(1))
     leases._renew(LEASE)
     assert leases._take_over(LEASE) == 0
@@ -167,7 +167,7 @@ def test_who_has_just_begun_to_renew_takes_over_nothing(leases: Leases, client: 
 @pytest.mark.parametrize(
     "seconds", [LEASE / 2 + 1, -1], ids=["longer than half a lease", "a Redis whose clock is behind"]
 )
-def test_after_a_gap_the_lease_is_waited_for_anew(leases: Leases, client: Any, seconds: float) -> None:
+def test_after_a_gap_a_worker_waits_for_a_whole_lease(leases: Leases, client: Any, seconds: float) -> None:
     leases._renew(LEASE)
     hold(client, LEASE + 1, *tags(1))
     leases._renewed, leases._unbroken_since = leases._renewed - seconds, 0.0
@@ -178,7 +178,7 @@ def test_after_a_gap_the_lease_is_waited_for_anew(leases: Leases, client: Any, s
     assert leases._take_over(LEASE) == 1
 
 
-def test_what_is_taken_over_is_the_next_of_its_queue(
+def test_a_message_that_is_taken_over_is_the_next_of_its_queue(
     leases: Leases, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel = leases._channel

@@ -31,7 +31,7 @@ async def hang() -> None:
     await asyncio.sleep(60)
 
 
-def test_a_coroutine_returns_and_raises_through_it() -> None:
+def test_a_coroutine_returns_and_raises() -> None:
     async def fail() -> None:
         raise LookupError("in vain")
 
@@ -53,7 +53,7 @@ def test_a_thread_keeps_its_loop() -> None:
     assert others[0] is not mine
 
 
-def test_what_a_coroutine_leaves_running_ends_with_it() -> None:
+def test_tasks_that_a_coroutine_leaves_running_are_cancelled() -> None:
     seen: list[str] = []
 
     async def background() -> None:
@@ -76,7 +76,7 @@ def test_what_a_coroutine_leaves_running_ends_with_it() -> None:
     assert loop.run(look()) == (1, "unset")
 
 
-def test_a_coroutine_that_cancels_itself_is_an_error_of_the_task() -> None:
+def test_a_coroutine_that_cancels_itself_fails() -> None:
     async def cancel() -> None:
         current = asyncio.current_task()
         assert current
@@ -88,7 +88,7 @@ def test_a_coroutine_that_cancels_itself_is_an_error_of_the_task() -> None:
     assert loop.run(answer()) == 42
 
 
-def test_a_soft_limit_cancels_and_lets_it_clean_up() -> None:
+def test_a_soft_limit_cancels_the_coroutine_and_runs_its_cleanup() -> None:
     seen: list[str] = []
 
     async def clean_up() -> None:
@@ -104,7 +104,7 @@ def test_a_soft_limit_cancels_and_lets_it_clean_up() -> None:
     assert loop.run(answer(), soft_time_limit=0.05) == 42
 
 
-def test_where_a_loop_runs_already_it_is_refused() -> None:
+def test_running_a_coroutine_inside_a_running_loop_is_refused() -> None:
     async def wrong() -> None:
         loop.run(answer())
 
@@ -112,7 +112,7 @@ def test_where_a_loop_runs_already_it_is_refused() -> None:
         asyncio.run(wrong())
 
 
-def test_a_child_process_makes_a_loop_of_its_own() -> None:
+def test_a_child_process_creates_its_own_loop() -> None:
     loop.run(answer())
     child = os.fork()
     if not child:
@@ -124,7 +124,7 @@ def test_a_child_process_makes_a_loop_of_its_own() -> None:
 # --- what belongs to a loop -------------------------------------------------------------------------------------------
 
 
-def test_each_loop_has_one_and_closes_it() -> None:
+def test_each_loop_has_its_own_object_and_closes_it() -> None:
     opened: list[str] = []
 
     async def manage() -> AsyncGenerator[list[int], None]:
@@ -162,12 +162,12 @@ def add(app: Celery) -> Iterator[Any]:
     del app.tasks["tests.add"]
 
 
-def test_an_async_task_is_called_as_others_are(add: Any) -> None:
+def test_an_async_task_can_be_called(add: Any) -> None:
     assert add(1, 2) == [3, None]
     assert add.apply((1, 2), task_id="a").get() == [3, "a"]
 
 
-def test_where_a_loop_runs_an_async_task_is_awaited(add: Any) -> None:
+def test_an_async_task_can_be_awaited_in_a_running_loop(add: Any) -> None:
     async def main() -> object:
         with pytest.raises(RuntimeError, match=r"of an async task, await \.call_async\(…\), or send it with"):
             add(1, 2)
@@ -187,7 +187,7 @@ def test_a_plain_task_can_not_be_awaited(app: Celery) -> None:
     del app.tasks["tests.plain"]
 
 
-def test_a_generator_is_no_task(app: Celery) -> None:
+def test_an_async_generator_is_refused(app: Celery) -> None:
     async def several() -> AsyncGenerator[int, None]:
         yield 1
 

@@ -14,17 +14,17 @@ ADVICE = (
 )
 
 
-def test_what_the_library_overrides_has_not_changed() -> None:
+def test_overridden_methods_have_not_changed() -> None:
     changes = pins.changes()
     assert not changes, "\n".join([*changes, ADVICE])
 
 
-def test_the_table_is_complete() -> None:
+def test_the_table_of_pins_is_complete() -> None:
     missing = pins.missing()
     assert not missing, "\n".join([*missing, "Name what they belong to in USED of tests/support/pins.py."])
 
 
-def test_a_change_is_named_with_those_who_rely_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_named_with_the_code_that_relies_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def append(self: Any, message: Any, delivery_tag: Any) -> None:
         """Do something else."""
 
@@ -36,7 +36,7 @@ def test_a_change_is_named_with_those_who_rely_on_it(monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_what_the_library_overrides_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overridden_methods_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from celery_service.brokers.redis import transport
 
     monkeypatch.setattr(transport.QoS, "can_consume", lambda _: True, raising=False)

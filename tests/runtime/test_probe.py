@@ -56,7 +56,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
         (["ready", "waiting for its broker"], (1, "not ready: worker-{} is waiting for its broker")),
     ],
 )
-def test_it_says_what_the_worker_says_until_that_ends(
+def test_the_probe_reports_the_state_until_the_worker_exits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], states: list[str], ready: tuple[int, str]
 ) -> None:
     with stand_in(*states):
@@ -67,7 +67,7 @@ def test_it_says_what_the_worker_says_until_that_ends(
     assert ask(capsys, "live") == (1, f"not alive: no worker runs here, says {tmp_path}/unit-{os.getuid()}")
 
 
-def test_a_worker_that_is_silent_is_not_alive(
+def test_a_worker_without_signs_of_life_is_not_alive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stand_in("ready"):
@@ -81,7 +81,7 @@ def test_a_worker_that_is_silent_is_not_alive(
         assert ask(capsys, "live") == (0, "alive")
 
 
-def test_the_sign_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_the_next_process_removes_the_file_of_a_killed_one(tmp_path: Path) -> None:
     with stand_in("ready"):
         [old] = tmp_path.glob("*/worker-*")
     assert old.exists()
@@ -90,14 +90,14 @@ def test_the_sign_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path: 
         assert problem("unit", "worker") == ""
 
 
-def test_services_do_not_answer_for_each_other() -> None:
+def test_services_have_separate_probes() -> None:
     with stand_in("ready"):
         assert problem("unit", "worker") == ""
         assert problem("other", "worker").startswith("no worker runs here")
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan"])
-def test_a_limit_that_can_not_be_is_said(
+def test_an_invalid_limit_is_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("HEALTH_MAX_SILENCE", value)
@@ -124,7 +124,7 @@ def test_a_wrong_argument_gets_one_line(capsys: pytest.CaptureFixture[str], argu
     assert capsys.readouterr().out == "usage: python -m celery_service.lifecycle.health SERVICE live|ready|beat\n"
 
 
-def test_it_is_a_program() -> None:
+def test_the_probe_is_a_program() -> None:
     command = [sys.executable, "-m", health.__name__, "unit", "live"]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     assert done.returncode == 1

@@ -25,7 +25,7 @@ def sent(app: Celery, *args: Any, headers: dict[str, Any], **options: Any) -> An
     )
 
 
-def test_the_story_of_a_message(app: Celery) -> None:
+def test_the_record_of_a_message(app: Celery) -> None:
     message = sent(app, 1, 2, headers={"tenant": "acme"}, retries=2)
     record = story_of_message(message, reason="unknown_task", error="no task is named 'tests.task'")
     assert {name: record[name] for name in ("id", "task", "args", "kwargs", "queue", "retries", "reason")} == {
@@ -45,7 +45,7 @@ def test_the_story_of_a_message(app: Celery) -> None:
 
 
 @pytest.mark.parametrize("body", ["\ud800 text", b"\xff\xfe", b"[1, 2", b"{}"])
-def test_a_message_that_is_no_task_is_kept_as_text(body: str | bytes) -> None:
+def test_a_message_that_is_no_task_is_stored_as_text(body: str | bytes) -> None:
     def decode() -> Any:
         return json.loads(body)
 
@@ -56,7 +56,7 @@ def test_a_message_that_is_no_task_is_kept_as_text(body: str | bytes) -> None:
     assert record["body"]
 
 
-def test_what_rabbitmq_has_delayed_belongs_to_its_queue() -> None:
+def test_a_message_that_rabbitmq_has_delayed_has_its_own_queue() -> None:
     delayed = "0." * 27 + "1." + "default"
     context = Context({"id": "a", "task": "t", "delivery_info": {"routing_key": delayed}})
     assert story(context, reason="failure", error="x")["queue"] == "default"
@@ -67,7 +67,7 @@ def test_only_the_senders_own_headers_are_kept() -> None:
     assert own_headers(Context(headers)) == {"tenant": "acme"}
 
 
-def test_without_redis_it_is_only_logged(app: Celery) -> None:
+def test_without_redis_a_dead_letter_is_only_logged(app: Celery) -> None:
     assert redis_of(app) is None
     store = DeadLetters(app)
     assert not store.are_kept
@@ -75,7 +75,7 @@ def test_without_redis_it_is_only_logged(app: Celery) -> None:
     store.add(story(Context({"id": "a", "task": "t"}), reason="failure", error="x"))
 
 
-def test_the_command_says_so(forks: Forks, service: Any) -> None:
+def test_the_command_says_that_dead_letters_are_only_logged(forks: Forks, service: Any) -> None:
     variables = {"CELERY_BROKER_URL": "memory://"}
     for command in (["list"], ["show", "a"], ["replay", "--yes"], ["purge", "--yes"]):
         arguments = ("-A", "my_service.celery", "dead-letters", *command)
@@ -91,7 +91,9 @@ def test_the_command_says_so(forks: Forks, service: Any) -> None:
         (["show"], "Missing argument 'ID'."),
     ],
 )
-def test_a_wrong_argument_of_the_command_is_said(forks: Forks, service: Any, arguments: list[str], says: str) -> None:
+def test_a_wrong_argument_of_the_command_is_explained(
+    forks: Forks, service: Any, arguments: list[str], says: str
+) -> None:
     command = ("-A", "my_service.celery", "dead-letters", *arguments)
     done = forks.celery(*command, folder=service, variables={"CELERY_BROKER_URL": "memory://"})
     assert done.returncode == 2

@@ -91,7 +91,7 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values()], ids=[*HOSTILE])
-def test_a_hostile_answer_stays_what_it_is(text: str, harmless: Project, tmp_path: Path) -> None:
+def test_a_hostile_answer_stays_text(text: str, harmless: Project, tmp_path: Path) -> None:
     """One test for all that one render shows, since rendering is what takes the time."""
     project = render(tmp_path / "project", answers_of(text), source=release())
     assert_stored_exactly(project, text)
@@ -192,7 +192,7 @@ def shown(markdown: str) -> str:
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n"])
-def test_blank_answers_leave_no_traces(empty: str, harmless: Project, tmp_path: Path) -> None:
+def test_blank_answers_leave_nothing_behind(empty: str, harmless: Project, tmp_path: Path) -> None:
     answers = {"description": empty, "author_name": empty, "author_email": "", "package_slug": "service"}
     project = render(tmp_path / "project", answers, source=release())
     about = read_pyproject(project)["project"]

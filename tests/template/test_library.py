@@ -70,7 +70,7 @@ def test_nothing_in_the_library_is_jinja(library: Tree) -> None:
     assert [problem for file in library for problem in unfit_as_static(file)] == []
 
 
-def test_no_file_of_the_library_is_long(library: Tree, summary: list[str]) -> None:
+def test_the_files_of_the_library_are_short(library: Tree, summary: list[str]) -> None:
     lines = {file.path: len(file.text.splitlines()) for file in library}
     longest = max(lines, key=lines.__getitem__)
     summary.append(
@@ -79,7 +79,7 @@ def test_no_file_of_the_library_is_long(library: Tree, summary: list[str]) -> No
     assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
-def test_the_library_says_whose_it_is(library: Tree) -> None:
+def test_the_library_names_its_owner(library: Tree) -> None:
     assert [path for path in ("README.md", "pyproject.toml") if not says_its_owner(library.files[LIBRARY + path])] == []
 
 
@@ -122,7 +122,7 @@ def outside(module: Import) -> str | None:
     return None if top in sys.stdlib_module_names or top == LIBRARY_PACKAGE else top
 
 
-def test_the_library_imports_what_it_declares_and_nothing_else(library: Tree) -> None:
+def test_the_library_imports_only_what_it_declares(library: Tree) -> None:
     """So nothing of the project: the library is told names."""
     declared = dependencies(library.files[f"{LIBRARY}pyproject.toml"])
     available = declared.runtime.keys() | set().union(*declared.optional.values())
@@ -186,7 +186,7 @@ sqlalchemy = ["sqlalchemy[asyncio]"]
 """
 
 
-def test_the_need_of_an_extra_is_found() -> None:
+def test_a_module_that_needs_an_extra_is_found() -> None:
     texts = {
         "__init__.py": "",
         "direct.py": "from sqlalchemy.orm import Session\n",

@@ -81,7 +81,7 @@ def reserved_names() -> frozenset[str]:
 # --- defaults -----------------------------------------------------------------------------------------------------
 
 
-def test_untouched_questions_give_the_documented_answers_and_store_nothing_else(tmp_path: Path) -> None:
+def test_default_answers_are_the_documented_ones(tmp_path: Path) -> None:
     done = run_copier("copy", "--defaults", release(), "project", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = yaml.safe_load((tmp_path / "project" / ANSWERS_FILE).read_text(encoding="utf-8"))
@@ -158,7 +158,7 @@ def assert_usable(slug: str) -> None:
     assert not slug.endswith("_")
 
 
-def test_whatever_the_project_is_called_the_derived_name_is_usable() -> None:
+def test_the_package_name_is_usable_for_any_project_name() -> None:
     """Also by its own validator: `resolve` raises for a default that it refuses."""
     alphabet = "aZ09_- .'\"\\/{}%#:éß漢😀\u202e\n\t"
     chance = random.Random(20261121)
@@ -170,7 +170,7 @@ def test_whatever_the_project_is_called_the_derived_name_is_usable() -> None:
 
 
 @pytest.mark.parametrize("slug", ["a", "x9", "a" * 40, "my_service", "a__b"])
-def test_a_usable_name_is_taken_as_it_is(slug: str) -> None:
+def test_a_usable_name_is_accepted(slug: str) -> None:
     assert resolve({"package_slug": slug})["package_slug"] == slug
 
 
@@ -183,7 +183,7 @@ def test_the_modules_and_keywords_of_this_python_are_reserved() -> None:
     assert modules | words <= reserved_names()
 
 
-def test_what_a_project_depends_on_is_reserved(tmp_path: Path) -> None:
+def test_the_dependencies_of_a_project_are_reserved(tmp_path: Path) -> None:
     folder = render(tmp_path / "project").folder
     project, library = (
         tomllib.loads((folder / path).read_text(encoding="utf-8"))
@@ -210,7 +210,7 @@ def test_the_folders_of_a_project_are_reserved() -> None:
     assert names <= reserved_names()
 
 
-def test_the_folders_that_are_rendered_beside_the_package_are_reserved(tmp_path: Path) -> None:
+def test_the_rendered_folders_next_to_the_package_are_reserved(tmp_path: Path) -> None:
     project = render(tmp_path / "project")
     folders = {path.name for path in project.folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     assert folders - {project.slug}
@@ -429,7 +429,7 @@ def test_copying_needs_no_trust(form: str, tmp_path: Path) -> None:
     assert (tmp_path / "project" / "pyproject.toml").exists()
 
 
-def test_nothing_in_the_template_makes_copier_ask_for_trust() -> None:
+def test_the_template_does_not_make_copier_ask_for_trust() -> None:
     assert reasons_to_ask_for_trust(read_config()) == []
 
 

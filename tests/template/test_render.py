@@ -133,7 +133,7 @@ def answers_differ(template: Template, combination: Combination, tree: Tree) -> 
         yield f"{template.answers_file} holds other answers than {combination.stored}"
 
 
-def test_it_is_what_copier_writes(rendering: Rendering, tmp_path: Path) -> None:
+def test_the_trees_are_what_copier_writes(rendering: Rendering, tmp_path: Path) -> None:
     """On a set of combinations in which any three options meet in every way that they can."""
     rendered = dict(zip(rendering.combinations, rendering.trees, strict=True))
     for number, combination in enumerate(covering_set(rendering.combinations, strength=3)):

@@ -163,7 +163,7 @@ def _frozen(answers: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     return frozenset((name, repr(value)) for name, value in answers.items())
 
 
-def test_every_combination_is_there_once(scale: Scale) -> None:
+def test_every_combination_occurs_once(scale: Scale) -> None:
     found = [_frozen(combination.answers) for combination in scale.combinations]
     assert len(found) >= 16_000
     assert len(found) == len(set(found))
@@ -215,7 +215,7 @@ def _interactions(combinations: list[Combination], strength: int) -> set[tuple[t
     return found
 
 
-def test_every_change_of_one_answer_is_told(tmp_path: Path) -> None:
+def test_every_change_of_one_answer_is_found(tmp_path: Path) -> None:
     """With it changes what it decides on: whoever wants no schedule any more has no scheduler any more."""
     template = Template(write_template(tmp_path))
     changes = changes_of_an_answer(template, read_space(template, {"broker", "periodic", "scheduler"}))
@@ -236,7 +236,7 @@ def test_every_change_of_one_answer_is_told(tmp_path: Path) -> None:
     assert {(str(before), str(after)) for before, after in changes} == expected
 
 
-def test_what_fails_to_render_is_named(tmp_path: Path) -> None:
+def test_a_file_that_fails_to_render_is_named(tmp_path: Path) -> None:
     root = write_template(tmp_path)
     (root / "template" / "wrong.txt.jinja").write_text("{{ misspelt }}\n")
     template = Template(root)

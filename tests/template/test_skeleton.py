@@ -24,7 +24,7 @@ def test_the_package_is_a_skeleton(example: str, limit: int, tmp_path: Path, sum
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
-def test_the_style_of_the_library_is_not_for_the_project_to_check(command: list[str], tmp_path: Path) -> None:
+def test_the_project_does_not_check_the_style_of_the_library(command: list[str], tmp_path: Path) -> None:
     folder = render(tmp_path / "project").folder
     wrong = "import os;import  sys"
     (folder / "runtime/celery_service/wrong.py").write_text(wrong, encoding="utf-8")

@@ -65,7 +65,7 @@ def assert_is_a_fresh_render_with_the_edits_of_the_user(project: Project, source
 
 @pytest.mark.parametrize("given", [{}, OTHER_ANSWERS], ids=["defaults", "other answers"])
 @pytest.mark.parametrize("origin", [FIRST_COMMIT, *released_tags()])
-def test_an_earlier_version_becomes_a_fresh_render_with_the_edits_of_the_user(
+def test_an_update_gives_a_fresh_render_with_the_edits_of_the_user(
     origin: str, given: dict[str, Any], tmp_path: Path
 ) -> None:
     template, old = tmp_path / "template", OLDEST if origin == FIRST_COMMIT else origin
@@ -84,7 +84,7 @@ def test_an_earlier_version_becomes_a_fresh_render_with_the_edits_of_the_user(
     assert answers.items() <= read_answers(project.folder).items()
 
 
-def test_a_shallow_clone_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_shallow_clone_is_refused_with_a_solution(tmp_path: Path) -> None:
     commit_version(tmp_path / "origin", OLDEST)
     commit_version(tmp_path / "origin", NEWEST)
     git(tmp_path, "clone", "-q", "--depth=1", f"file://{tmp_path}/origin", "shallow")
@@ -92,7 +92,7 @@ def test_a_shallow_clone_is_refused_with_the_remedy(tmp_path: Path) -> None:
         first_commit(tmp_path / "shallow")
 
 
-def test_the_first_commit_is_the_one_that_brought_copier_yml() -> None:
+def test_the_first_commit_is_the_one_that_added_copier_yml() -> None:
     commit = first_commit(REPOSITORY)
     assert git(REPOSITORY, "ls-tree", "--name-only", commit, "copier.yml")
     parents = git(REPOSITORY, "log", "-1", "--format=%P", commit).split()
@@ -139,7 +139,7 @@ def _key(item: tuple[str, Any]) -> tuple[str, str]:
     return item[0], repr(item[1])
 
 
-def test_a_walk_through_all_answers_gives_fresh_renders(spaces: Spaces, tmp_path: Path) -> None:
+def test_a_walk_through_all_answers_equals_fresh_renders(spaces: Spaces, tmp_path: Path) -> None:
     first, *others = walk(spaces)
     project = render(tmp_path / "project", first, source=release(), vcs_ref=NEWEST)
     edit_like_a_user(project)
@@ -227,7 +227,7 @@ def template(tmp_path: Path) -> Path:
     return tmp_path / "template"
 
 
-def test_a_line_that_both_sides_changed_is_marked_where_it_stands_and_nothing_else(
+def test_a_line_that_both_sides_changed_is_the_only_conflict(
     template: Path, tmp_path: Path
 ) -> None:
     project = render(tmp_path / "project", source=template, vcs_ref="v1.0.0")
@@ -278,7 +278,7 @@ def add_migration(template: Path, migration: str, tag: str = "v2.0.0") -> None:
     change_template(template, "copier.yml", lambda text: text + migration, tag)
 
 
-def test_a_versioned_migration_asks_for_trust_when_an_update_passes_it_only(
+def test_a_versioned_migration_asks_for_trust_only_if_an_update_passes_it(
     template: Path, old_project: Project, tmp_path: Path
 ) -> None:
     add_migration(template, VERSIONED)
@@ -303,7 +303,7 @@ def test_a_versioned_migration_asks_for_trust_when_an_update_passes_it_only(
     assert "# newer" in (old_project.folder / "Makefile").read_text(encoding="utf-8")
 
 
-def test_a_migration_without_version_asks_for_trust_on_every_update_so_the_policy_forbids_it(
+def test_a_migration_without_version_asks_for_trust_on_every_update(
     template: Path, old_project: Project
 ) -> None:
     assert not reasons_to_ask_for_trust(read_config(template))

@@ -1,1 +1,1 @@
-"""What tasks use: one module for each system outside."""
+"""Code that tasks use, with a module for each external system."""

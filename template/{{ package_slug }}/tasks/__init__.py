@@ -1,1 +1,1 @@
-"""What this service does. The worker imports every module in here: add one, and its tasks exist."""
+"""The tasks of this service. Workers import every module in this package."""

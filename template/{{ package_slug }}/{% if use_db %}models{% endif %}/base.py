@@ -1,4 +1,4 @@
-"""What all tables have in common."""
+"""The base classes of tables."""
 
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 class Base(DeclarativeBase):
     """The base class of all tables."""
 
-    # Constraints have names on every database, so that migrations can change them.
+    # Give each constraint a name, so that migrations can change it.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -25,12 +25,12 @@ class Base(DeclarativeBase):
 
 
 def now() -> datetime:
-    """Return the time, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 class Timestamps:
-    """When a row was made, and when it was last changed."""
+    """Columns with the times when a row was created and last changed."""
 
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
