@@ -67,7 +67,7 @@ USED: dict[str, tuple[str, ...]] = {
     "data.backends": (
         "aiocache.backends.memory:SimpleMemoryBackend",  # _delete, _handlers
     ),
-    "data.results": ("celery.app.backends:by_name",),  # override_backends
+    "data.results": ("celery.app.backends:by_name", "celery.loaders.base:BaseLoader.override_backends"),
     "dead_letters.chords": (
         "celery.backends.base:BaseKeyValueStoreBackend.get_key_for_group",
         "celery.backends.redis:CHORD_PART_RETURN_LUA",
