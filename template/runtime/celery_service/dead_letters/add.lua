@@ -9,7 +9,7 @@ local too_old, max_count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonu
 
 local counted, bytes = unpack(redis.call("hmget", size, "count", "bytes"))
 bytes = tonumber(bytes)
--- What has changed without this script, such as by a purge, is counted anew.
+-- Workers of an older version don't count: then all are counted anew.
 if tonumber(counted) ~= redis.call("hlen", records) then
     bytes = 0
     for _, each in ipairs(redis.call("hkeys", records)) do

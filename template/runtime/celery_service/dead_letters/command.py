@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from celery_service.dead_letters import chords
 from celery_service.dead_letters.store import DAY, DeadLetters
 from celery_service.dead_letters.story import Record
+from celery_service.tasks.arguments import InvalidArguments
 
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": DAY}
 
@@ -127,7 +128,7 @@ def purge(ctx: click.Context, /, yes: bool, **filters: Any) -> None:
         _say_what_would_happen("dropped", records)
         return
     for record in records:
-        store.remove(record["id"])
+        store.remove(record)
     click.echo(f"{len(records)} dropped")
 
 
@@ -206,7 +207,7 @@ def _replay(app: Celery, store: DeadLetters, records: list[Record]) -> dict[str,
                 store.release(record["id"])
                 kept[record["id"]] = str(problem)
             else:
-                store.remove(record["id"])
+                store.remove(record)
     if skipped:
         click.echo(f"{skipped} skipped, since another replay sends them", err=True)
     click.echo(f"{len(records) - len(kept) - skipped} replayed, {len(kept)} kept")
@@ -217,16 +218,16 @@ def _send(app: Celery, record: Record) -> None:
     send = _sender(app, record)
     try:
         send()
-    except (OperationalError, RedisError, OSError) as error:
+    except (OperationalError, RedisError, OSError, InvalidArguments) as error:
         raise _NotSent(f"it can't be sent: {error}") from None
 
 
 def _sender(app: Celery, record: Record) -> Callable[[], object]:
     """Return what sends a record again."""
-    if record["task"] is None:
-        raise _NotSent("it is no task")
     if "bytes" in record:
         raise _NotSent(f"it had {record['bytes']} bytes, so its arguments were not kept")
+    if "args" not in record:
+        raise _NotSent("it is no task" if record["task"] is None else "its arguments can't be read")
     if record["reason"] == chords.CHORD:
         try:
             return chords.sender(app, record)

@@ -25,6 +25,7 @@ DAY = 24 * 60 * 60
 SHORT = 1000
 
 ADD = Path(__file__).with_name("add.lua").read_text(encoding="utf-8")
+REMOVE = Path(__file__).with_name("remove.lua").read_text(encoding="utf-8")
 
 logger = structlog.get_logger(__name__)
 
@@ -145,13 +146,13 @@ class DeadLetters:
                 if text is not None:
                     yield loads(text)
 
-    def remove(self, *ids: str) -> None:
+    def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""
+        which = [part for record in records for part in (record["id"], record["time"])]
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._records, *ids)
-            pipe.zrem(self._times, *ids)
-            pipe.delete(*(deliveries_key(self._app, id_) for id_ in ids))
-            pipe.delete(*(self._claim(id_) for id_ in ids))
+            pipe.eval(REMOVE, 3, self._records, self._times, self._size, *which)
+            for record in records:
+                pipe.delete(deliveries_key(self._app, record["id"]), self._claim(record["id"]))
             pipe.execute()
 
     def claim(self, record: Record, seconds: int) -> bool:
@@ -161,8 +162,7 @@ class DeadLetters:
         """
         if not self._redis.set(self._claim(record["id"]), 1, nx=True, ex=seconds):
             return False
-        text = self._redis.hget(self._records, record["id"])
-        if text is not None and loads(text)["time"] == record["time"]:
+        if self._redis.zscore(self._times, record["id"]) == record["time"]:
             return True
         self.release(record["id"])
         return False
