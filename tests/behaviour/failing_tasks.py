@@ -59,3 +59,10 @@ def poison(path: str, who: str) -> None:
     if who == "worker":
         os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@current_app.task(name="failing.collect")
+def collect(results: list[str], path: str) -> list[str]:
+    """The callback of a chord."""
+    note(path, f"collected {results}")
+    return results

@@ -1,7 +1,9 @@
 """A task ends in a result, a retry or a dead letter; and what one can do with a dead letter."""
 
 import re
+import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import redis
 
 from support.distribution import on_one_worker
 from support.project import InstalledProject
+from support.servers import wait_until
 from support.service import Service
 
 #: A worker waits so many seconds for the result of a child that has died; by default, ten.
@@ -136,6 +139,28 @@ def test_replay_runs_each_once_and_says_where_it_comes_from(service: Service) ->
     assert [letter["id"] for letter in service.letters()] == [kept]
 
 
+def test_replays_at_the_same_time_send_each_once(service: Service) -> None:
+    service.python("for number in range(12): failing.fail.delay(notes, str(number))\n1")
+    letters = service.wait_for_letters(12)
+    service.notes.write_text("")
+    (service.folder / "mended").touch()
+    with redis.Redis.from_url(service.redis.url) as client:
+        # Another replay is about to send this one.
+        client.set(f"{service.project.slug}:dead-letters:records:{letters[5]['id']}", 1)
+
+    def replay(_: int) -> subprocess.CompletedProcess[str]:
+        return service.project.celery("dead-letters", "replay", "--yes", env=service.variables)
+
+    with ThreadPoolExecutor() as pool:
+        replays = list(pool.map(replay, range(2)))
+    assert [each.returncode for each in replays] == [0, 0]
+    assert sum(int(each.stdout.split()[0]) for each in replays) == 11
+    for each in replays:
+        assert re.fullmatch(r"Replaying\n[0-9]+ skipped, since another replay sends them\n", each.stderr)
+    wait_until(lambda: len(service.lines()) == 11, 30, "11 tasks")
+    assert [letter["id"] for letter in service.letters()] == [letters[5]["id"]]
+
+
 def test_filters_and_purge(service: Service) -> None:
     service.send("failing.fail.delay(notes, 'one')")
     service.send("failing.other.delay()")
@@ -151,3 +176,33 @@ def test_filters_and_purge(service: Service) -> None:
     assert (unknown.returncode, unknown.stderr) == (1, "Error: no dead letter has the id no-such-id\n")
     wrong = service.dead_letters("list", "--older", "soon")
     assert "'soon' is no span of time; write 90s, 15m, 6h or 7d" in wrong.stderr
+
+
+def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(service: Service) -> None:
+    call = "chord([failing.fail.s(notes, 'a'), typed.text.s('b'), chain(failing.fail.si(notes, 'c'), typed.text.s())])"
+    callback = service.send(f"{call}(failing.collect.s(notes))")
+    letters = service.wait_for_letters(3)
+    assert service.result(callback)["state"] == "FAILURE"
+    [waiting] = [letter for letter in letters if letter["reason"] == "chord"]
+    members = [letter["id"] for letter in letters if letter is not waiting]
+    assert (waiting["id"], waiting["task"]) == (callback, "failing.collect")
+    assert re.fullmatch(r"failing\.fail\[.+\] of its chord failed: RuntimeError: no [ac]", waiting["error"])
+
+    before = service.dead_letters("replay")
+    assert "2 would be replayed; --yes does it" in before.stdout
+    assert re.search(f"{callback} would be kept: .+ of its chord is FAILURE", before.stderr)
+    assert "replay its callback: dead-letters replay --reason chord" in before.stderr
+
+    (service.folder / "mended").touch()
+    done = service.dead_letters("replay", *members, "--yes")
+    assert (done.returncode, done.stdout) == (0, "2 replayed, 0 kept\n"), done.stderr
+    done = wait_until(lambda: _replayed(service, callback), 30, "the tasks to succeed")
+    assert done.stdout == "1 replayed, 0 kept\n"
+    service.wait_for_line("collected ['a', 'b', 'c']")
+    assert service.result(callback) == {"state": "SUCCESS", "result": ["a", "b", "c"]}
+    assert service.letters() == []
+
+
+def _replayed(service: Service, letter: str) -> Any:
+    done = service.dead_letters("replay", letter, "--yes")
+    return done if done.returncode == 0 else None

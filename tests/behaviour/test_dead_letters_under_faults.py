@@ -1,5 +1,7 @@
 """Dead letters while workers die and servers go away."""
 
+import re
+
 import pytest
 
 from support.servers import wait_until
@@ -45,6 +47,30 @@ def test_the_number_of_records_is_bounded(service: Service) -> None:
         service.result(last)
         wait_until(lambda: any(letter["id"] == last for letter in service.letters()), 30, "the last one")
         assert [letter["args"][1] for letter in service.letters()] == ["2", "3", "4"]
+
+
+# Dead letters are in the Redis of the results, whatever the broker is.
+@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+def test_the_bytes_of_records_are_bounded(service: Service) -> None:
+    with service.worker(DEAD_LETTERS_MAX_BYTES="20000") as worker:
+        for number in range(6):
+            last = service.send(f"failing.fail.delay(notes, '{number}', more='x' * 4000)")
+        wait_until(lambda: any(letter["id"] == last for letter in service.letters()), 30, "the last one")
+        kept = [letter["args"][1] for letter in service.letters()]
+        assert kept == ["0", "1", "2", "3", "4", "5"][-len(kept) :]
+        assert 2 <= len(kept) <= 4
+        worker.wait_for('"max_bytes": 1, "event": "dead_letters_dropped"')
+
+        # One that is larger than all may be is kept without what makes it large.
+        large = service.send("failing.fail.delay(notes, 'large', more='x' * 30000)")
+        wait_until(lambda: service.letters()[-1]["id"] == large, 30, "the large one")
+        others = [letter["args"][1] for letter in service.letters()[:-1]]
+        assert others in (kept, kept[1:])
+        assert service.letters()[-1]["error"] == "RuntimeError: no large"
+        worker.wait_for(f'"id": "{large}".*"event": "dead_letter_too_large"')
+        done = service.dead_letters("replay", large, "--yes")
+        assert done.returncode == 1
+        assert re.search(f"{large} is kept: it had 3[0-9]+ bytes, so its arguments were not kept", done.stderr)
 
 
 def test_nothing_is_acknowledged_before_the_record_is_kept_for_good(service: Service) -> None:

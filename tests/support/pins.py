@@ -67,6 +67,12 @@ USED: dict[str, tuple[str, ...]] = {
     "data.backends": (
         "aiocache.backends.memory:SimpleMemoryBackend",  # _delete, _handlers
     ),
+    "data.results": ("celery.app.backends:by_name", "celery.loaders.base:BaseLoader.override_backends"),
+    "dead_letters.chords": (
+        "celery.backends.base:BaseKeyValueStoreBackend.get_key_for_group",
+        "celery.backends.redis:CHORD_PART_RETURN_LUA",
+        "celery.backends.redis:RedisBackend.on_chord_part_return",  # what it keeps of a chord that fails
+    ),
     "dead_letters.story": ("celery.app.task:Context",),
     "lifecycle.heartbeat": (
         "celery.backends.base:Backend._sleep",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PARTS = (
     "observability.logging",
     "brokers.queues",
+    "data.results",
     "tasks",
     "dead_letters",
     "lifecycle.versions",

@@ -1,12 +1,13 @@
 """Dead letters: what became of messages that can't succeed. Each keeps the story of its message, in
 the Redis of the result backend, until it is replayed, purged or too old: docs/dev/dead-letters.md.
 
-story.py makes a record of a message, store.py keeps it, poison.py counts deliveries, command.py is
-`celery dead-letters`.
+story.py makes a record of a message, store.py keeps it, chords.py makes one of the callback of its
+chord, poison.py counts deliveries, command.py is `celery dead-letters`.
 """
 
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
@@ -18,6 +19,8 @@ from redis.exceptions import RedisError
 from celery_service.dead_letters.poison import DELIVERY_LIMIT, PoisonMessage
 from celery_service.dead_letters.store import DeadLetters
 from celery_service.dead_letters.story import Record, story
+
+logger = structlog.get_logger(__name__)
 
 
 def install(app: Celery) -> None:
@@ -53,11 +56,24 @@ def _keep(
     }
     if isinstance(exception, PoisonMessage):
         record["deliveries"] = DELIVERY_LIMIT
-    # The message is acknowledged after this: while Redis is away, both wait.
+    _add(DeadLetters(task.app), record)
+
+
+def _add(store: DeadLetters, record: Record) -> None:
+    """Keep a record. The message is acknowledged after this: while Redis is away, both wait."""
+
+    def wait(error: Exception, intervals: Any, retries: int) -> float:
+        if retries == 0:
+            logger.warning(
+                "dead_letter_waits", id=record["id"], server=store.server, error=str(error)
+            )
+        return float(next(intervals))
+
     retry_over_time(
-        DeadLetters(task.app).add,
+        store.add,
         (RedisError, OperationalError),
         args=(record,),
+        errback=wait,  # type: ignore[arg-type]  # it takes three arguments
         interval_start=0.2,
         interval_step=0.2,
         interval_max=2.0,

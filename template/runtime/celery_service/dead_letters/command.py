@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -13,8 +14,10 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from celery_service.dead_letters import chords
 from celery_service.dead_letters.store import DAY, DeadLetters
 from celery_service.dead_letters.story import Record
+from celery_service.tasks.arguments import InvalidArguments
 
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": DAY}
 
@@ -43,7 +46,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         click.argument("ids", nargs=-1),
         click.option("--task", metavar="PATTERN", help="Tasks of this name; * is any text."),
         click.option("--error", metavar="TEXT", help="Errors that contain this."),
-        click.option("--reason", help="failure, time_limit, poison, unknown_task, undecodable, …"),
+        click.option("--reason", help="failure, time_limit, poison, chord, unknown_task, …"),
         click.option("--older", type=Age(), help="Older than 90s, 15m, 6h or 7d."),
         click.option("--newer", type=Age(), help="Younger than that."),
     ]
@@ -52,7 +55,16 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(name="dead-letters")
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RedisError as error:
+            server = ctx.obj.app.backend.as_uri()
+            raise click.ClickException(f"{server} keeps the dead letters: {error}") from None
+
+
+@click.group(name="dead-letters", cls=_Commands)
 def command() -> None:
     """What became of tasks that can't succeed: list, show, replay, purge."""
 
@@ -85,20 +97,23 @@ def show(ctx: click.Context, id_: str) -> None:
 @click.pass_context
 def replay(ctx: click.Context, /, yes: bool, **filters: Any) -> None:
     """Send tasks again, each once, under their old ids. A record goes when its task is sent."""
+    app: Celery = ctx.obj.app
     store = _store(ctx)
     records = _select(store, **filters)
-    if not yes:
-        _say_what_would_happen("replayed", records)
-        return
-    problems = {}
-    with click.progressbar(records, label="Replaying", file=sys.stderr) as bar:
-        for record in bar:
-            problems[record["id"]] = _replay(ctx.obj.app, store, record)
-    kept = {id_: problem for id_, problem in problems.items() if problem}
+    if yes:
+        kept = _replay(app, store, records)
+    else:
+        kept = _not_to_be_sent(app, records)
+        _say_what_would_happen("replayed", [each for each in records if each["id"] not in kept])
     for id_, problem in kept.items():
-        click.echo(f"{id_} is kept: {problem}", err=True)
-    click.echo(f"{len(records) - len(kept)} replayed, {len(kept)} kept")
-    ctx.exit(1 if kept else 0)
+        click.echo(f"{id_} {'is' if yes else 'would be'} kept: {problem}", err=True)
+    if any(chords.callback_of(each) for each in records if each["id"] not in kept):
+        click.echo(
+            "Some are tasks of a chord. When they have succeeded, replay its callback: "
+            f"dead-letters replay --reason {chords.CHORD}",
+            err=True,
+        )
+    ctx.exit(1 if yes and kept else 0)
 
 
 @command.command()
@@ -113,7 +128,7 @@ def purge(ctx: click.Context, /, yes: bool, **filters: Any) -> None:
         _say_what_would_happen("dropped", records)
         return
     for record in records:
-        store.remove(record["id"])
+        store.remove(record)
     click.echo(f"{len(records)} dropped")
 
 
@@ -134,10 +149,7 @@ def _select(
     older: float | None = None,
     newer: float | None = None,
 ) -> list[Record]:
-    try:
-        records = list(store)
-    except RedisError as problem:
-        raise click.ClickException(f"can't read dead letters: {problem}") from None
+    records = list(store)
     unknown = set(ids) - {record["id"] for record in records}
     if unknown:
         raise click.ClickException(f"no dead letter has the id {', '.join(sorted(unknown))}")
@@ -165,24 +177,65 @@ def _say_what_would_happen(verb: str, records: list[Record]) -> None:
     click.echo(f"{len(records)} would be {verb}; --yes does it")
 
 
-def _replay(app: Celery, store: DeadLetters, record: Record) -> str | None:
-    """Send one again; return what went wrong, if anything did."""
-    if record["task"] is None:
-        return "it is no task"
-    if not store.claim(record["id"], CLAIM):
-        return "somebody else replays it"
+class _NotSent(Exception):
+    """Why a record stays."""
+
+
+def _not_to_be_sent(app: Celery, records: list[Record]) -> dict[str, str]:
+    """Return what is wrong with the records that can't be sent now, by id."""
+    problems = {}
+    for record in records:
+        try:
+            _sender(app, record)
+        except _NotSent as problem:
+            problems[record["id"]] = str(problem)
+    return problems
+
+
+def _replay(app: Celery, store: DeadLetters, records: list[Record]) -> dict[str, str]:
+    """Send records again; return what is wrong with those that stay, by id."""
+    kept: dict[str, str] = {}
+    skipped = 0
+    with click.progressbar(records, label="Replaying", file=sys.stderr) as bar:
+        for record in bar:
+            if not store.claim(record, CLAIM):
+                skipped += 1
+                continue
+            try:
+                _send(app, record)
+            except _NotSent as problem:
+                store.release(record["id"])
+                kept[record["id"]] = str(problem)
+            else:
+                store.remove(record)
+    if skipped:
+        click.echo(f"{skipped} skipped, since another replay sends them", err=True)
+    click.echo(f"{len(records) - len(kept) - skipped} replayed, {len(kept)} kept")
+    return kept
+
+
+def _send(app: Celery, record: Record) -> None:
+    send = _sender(app, record)
+    try:
+        send()
+    except (OperationalError, RedisError, OSError, InvalidArguments) as error:
+        raise _NotSent(f"it can't be sent: {error}") from None
+
+
+def _sender(app: Celery, record: Record) -> Callable[[], object]:
+    """Return what sends a record again."""
+    if "bytes" in record:
+        raise _NotSent(f"it had {record['bytes']} bytes, so its arguments were not kept")
+    if "args" not in record:
+        raise _NotSent("it is no task" if record["task"] is None else "its arguments can't be read")
+    if record["reason"] == chords.CHORD:
+        try:
+            return chords.sender(app, record)
+        except chords.Incomplete as incomplete:
+            raise _NotSent(str(incomplete)) from None
     options = {name: value for name, value in record["options"].items() if name not in NOT_AGAIN}
     options["headers"] |= {"replayed_from": record["id"]}
-    try:
-        app.send_task(
-            record["task"],
-            record["args"],
-            record["kwargs"],
-            queue=record["queue"] or None,
-            **options,
-        )
-    except (OperationalError, RedisError, OSError) as problem:
-        store.release(record["id"])
-        return f"it can't be sent: {problem}"
-    store.remove(record["id"])
-    return None
+    queue = record["queue"] or None
+    return partial(
+        app.send_task, record["task"], record["args"], record["kwargs"], queue=queue, **options
+    )

@@ -4,10 +4,10 @@ Neither broker counts what we need: Redis counts nothing, and RabbitMQ can't tel
 its process from one that a deployment has interrupted. So we count, in the Redis of the results.
 """
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.app.task import Context
 from redis.exceptions import RedisError
@@ -16,6 +16,8 @@ from celery_service.dead_letters.store import DAY, deliveries_key, redis_of
 
 #: Deliveries of one message. When its process has died each time, it becomes a dead letter.
 DELIVERY_LIMIT = 3
+
+logger = structlog.get_logger(__name__)
 
 
 class PoisonMessage(Exception):
@@ -38,8 +40,9 @@ def refuse(app: Celery, context: Context) -> None:
         with redis.pipeline() as pipe:
             _count(pipe, app, str(context.id), context.retries, 1)
             redeliveries: int = pipe.execute()[0]
-    except RedisError:
-        return  # it counts the next time
+    except RedisError as error:
+        logger.warning("delivery_not_counted", error=str(error))
+        return
     if redeliveries >= DELIVERY_LIMIT:
         raise PoisonMessage
 
@@ -49,11 +52,14 @@ def forgive(app: Celery, requests: Iterable[Any]) -> None:
     redis = redis_of(app)
     if redis is None:
         return
-    with contextlib.suppress(RedisError), redis.pipeline() as pipe:
-        for request in requests:
-            if request.time_start:  # what hasn't begun isn't counted
-                _count(pipe, app, request.id, request.request_dict.get("retries", 0), -1)
-        pipe.execute()
+    try:
+        with redis.pipeline() as pipe:
+            for request in requests:
+                if request.time_start:  # what hasn't begun isn't counted
+                    _count(pipe, app, request.id, request.request_dict.get("retries", 0), -1)
+            pipe.execute()
+    except RedisError as error:
+        logger.warning("interruption_counts_as_delivery", error=str(error))
 
 
 def _count(pipe: Any, app: Celery, task_id: str, retries: int, number: int) -> None:

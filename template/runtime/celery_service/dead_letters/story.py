@@ -12,7 +12,9 @@ Record = dict[str, Any]
 
 def story(context: Context, *, reason: str, error: str) -> Record:
     """Return the record of a task: what its message says, how it failed, how to send it again."""
-    options = {name: value for name, value in context.as_execution_options().items() if value}
+    # A 0 counts: it is the place of the first task in its chord.
+    given = context.as_execution_options().items()
+    options = {name: value for name, value in given if value or value == 0}
     options["headers"] = own_headers(context)
     return {
         "id": context.id,

@@ -12,6 +12,9 @@ import structlog
 from celery.backends.redis import RedisBackend
 from redis.exceptions import RedisError
 
+from celery_service.data.results import passes
+from celery_service.dead_letters.store import prefix_of
+
 DAY = 24 * 60 * 60.0
 #: Seconds that a run may take where nothing limits it.
 LONGEST_RUN = 60 * 60.0
@@ -40,6 +43,7 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
 
     Raises:
         Retry: Somebody else does it, or Redis can't be asked: the task runs again later.
+        RedisError: Redis refuses for good, such as for a missing permission.
     """
     task = celery.current_app.current_task
     if task is None:
@@ -48,11 +52,13 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
     if not key:
         yield True
         return
-    name = f"{task.app.main}:once:{task.name}:{key}"
+    name = f"{prefix_of(task.app)}once:{task.name}:{key}"
     work = _work(task.app, name, lease or _longest_run(task))
     try:
         state = work.claim()
     except RedisError as error:
+        if not passes(error):
+            raise
         raise task.retry(exc=error) from error
     if state == "done":
         yield False
