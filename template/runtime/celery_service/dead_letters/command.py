@@ -167,7 +167,7 @@ def _say_what_would_happen(verb: str, records: list[Record]) -> None:
 
 def _replay(app: Celery, store: DeadLetters, record: Record) -> str | None:
     """Send one again; return what went wrong, if anything did."""
-    if record["task"] is None:
+    if "body" in record:
         return "it is no task"
     if not store.claim(record["id"], CLAIM):
         return "somebody else replays it"
