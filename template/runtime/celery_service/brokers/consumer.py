@@ -1,37 +1,106 @@
-"""What a worker does with messages that are no task of its own, where the broker has no exchange
-for dead letters: it keeps them, and Celery would discard them.
-"""
+"""How a worker takes messages: none of them ends it, and none of them is discarded."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from celery.worker import consumer
+import celery.worker.consumer
+from celery import Celery
+from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.signals import task_rejected
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
+from celery_service.brokers.messages import check
 from celery_service.dead_letters.store import DeadLetters
-from celery_service.dead_letters.story import story_of_message
+from celery_service.dead_letters.story import context_of, story_of_message
+
+logger = get_logger(__name__)
+
+_celerys: Any = celery.worker.consumer.Consumer
 
 
-class Consumer(consumer.Consumer):
-    """Makes a dead letter of each message that Celery would discard."""
+class Consumer(_celerys):  # type: ignore[misc]
+    """Makes a dead letter of each message that Celery would discard, or that would end it."""
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        """Return what is called with each message."""
+        handle = super().create_task_handler(*args, **options)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                check(message)
+                handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as error:
+                if message.acknowledged:
+                    logger.exception("a message is settled, but not all that follows")
+                else:
+                    self.on_invalid_task(None, message, error)
+
+        return on_task_received
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that has not the form of a task."""
-        self._keep(message, "undecodable", "not a task")
+        self.keep(message, "undecodable", InvalidTaskError("not a task"))
         super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Keep a message for a task that this worker doesn't have, as during a deployment."""
-        self._keep(message, "unknown_task", f"no task is named {message.headers.get('task')!r}")
+        self.keep(message, "unknown_task", unknown(message))
         super().on_unknown_task(body, message, exc)
 
-    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """Keep a message whose parts don't make a task."""
-        self._keep(message, "undecodable", f"{type(exc).__name__}: {exc}")
-        super().on_invalid_task(body, message, exc)
+        self.keep(message, "undecodable", exc)
+        message.reject_log_error(logger, self.connection_errors)
+        task_rejected.send(sender=self, message=message, exc=exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep a message whose body can't be read."""
-        self._keep(message, "undecodable", f"{type(exc).__name__}: {exc}")
-        super().on_decode_error(message, exc)
+        self.on_invalid_task(None, message, exc)
 
-    def _keep(self, message: Any, reason: str, error: str) -> None:
-        DeadLetters(self.app).add(story_of_message(message, reason=reason, error=error))
+    def keep(self, message: Any, reason: str, exception: Exception) -> None:
+        """Make a dead letter of a message. The message is rejected afterwards."""
+        keep(self.app, message, reason, exception)
+
+
+def unknown(message: Any) -> NotRegistered:
+    """Return what is wrong with a message for a task that nobody knows."""
+    return NotRegistered(f"no task is named {message.headers.get('task')!r}")
+
+
+def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: object) -> None:
+    """Make a dead letter of a message, and mark its task as failed if it is for one.
+
+    Args:
+        app: The application.
+        message: The message, as Kombu has it.
+        reason: What the command `dead-letters` calls it.
+        exception: What the task fails with.
+        more: What the record says besides.
+
+    Raises:
+        RedisError: Redis can't be reached, or can't write.
+    """
+    # As text, a KeyError has quotes around it.
+    text = exception.args[0] if isinstance(exception, KeyError) else exception
+    record = story_of_message(message, reason=reason, error=f"{type(exception).__name__}: {text}")
+    DeadLetters(app).add(record | more)
+    # Who rejects a message has marked its task.
+    if record["task"] and reason != "rejected":
+        with logged("can't mark a task as failed"):
+            app.backend.mark_as_failure(record["id"], exception, request=context_of(message))
+
+
+@contextmanager
+def logged(text: str) -> Iterator[None]:
+    """Log exceptions, other than those that pass: of Redis and the broker."""
+    try:
+        yield
+    except (RedisError, OperationalError):
+        raise
+    except Exception:
+        logger.exception(text)

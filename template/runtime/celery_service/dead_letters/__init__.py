@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from celery import Celery
 from celery.app.task import Context
-from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Reject, TimeLimitExceeded, WorkerLostError
 from celery.signals import task_failure, task_internal_error
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import retry_over_time
@@ -46,7 +46,8 @@ def _keep(
 ) -> None:
     if context.is_eager:
         return
-    error = f"{type(exception).__name__}: {exception}"
+    text = exception.args[0] if isinstance(exception, Reject) else exception
+    error = f"{type(exception).__name__}: {text}"
     record = story(context, reason=_reason(exception), error=error)
     record |= {
         "task": task.name,
@@ -83,4 +84,6 @@ def _add(store: DeadLetters, record: Record) -> None:
 def _reason(exception: BaseException) -> str:
     if isinstance(exception, PoisonMessage | WorkerLostError):
         return "poison"
+    if isinstance(exception, Reject):
+        return "rejected"
     return "time_limit" if isinstance(exception, TimeLimitExceeded) else "failure"

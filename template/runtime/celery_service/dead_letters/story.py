@@ -1,11 +1,14 @@
 """The story of a message: what it says, how it ended, and how to send it again."""
 
+import contextlib
 import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 from celery.app.task import Context
+
+from celery_service.brokers.messages import is_task, is_too_deep
 
 Record = dict[str, Any]
 
@@ -35,19 +38,19 @@ def story(context: Context, *, reason: str, error: str) -> Record:
 
 
 def story_of_message(message: Any, *, reason: str, error: str) -> Record:
-    """Return the record of a message that no task has seen; of its text, where it is no task."""
-    try:
+    """Return the record of a message that no task has seen.
+
+    If a worker can't take it, the record has the text of its body in place of arguments.
+    """
+    headers, body = message.headers, message.body
+    known = is_task(headers)
+    with contextlib.suppress(Exception):  # whatever arrives, nothing may be lost
         args, kwargs, embed = message.decode()
-        parts = {"args": args, "kwargs": kwargs, "delivery_info": message.delivery_info}
-        context = Context({**message.headers, **embed, **parts})
-        if context.id:
-            return story(context, reason=reason, error=error)
-    except Exception as decoding:  # whatever arrives, nothing may be lost
-        error = f"{error} ({type(decoding).__name__}: {decoding})"
-    body = message.body
+        if known and not is_too_deep(args, kwargs, embed, headers):
+            return story(context_of(message), reason=reason, error=error)
     return {
-        "id": str(uuid4()),
-        "task": None,
+        "id": headers["id"] if known else str(uuid4()),
+        "task": headers["task"] if known else None,
         "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "backslashreplace"),
         "queue": _queue(message.delivery_info),
         "options": {},
@@ -56,6 +59,16 @@ def story_of_message(message: Any, *, reason: str, error: str) -> Record:
         "error": error,
         **_now(),
     }
+
+
+def context_of(message: Any) -> Context:
+    """Return what a message says of its task, without what can't be read."""
+    try:
+        args, kwargs, embed = message.decode()
+        body = {**(embed or {}), "args": args, "kwargs": kwargs}
+    except Exception:  # whatever arrives
+        body = {}
+    return Context({**message.headers, **body, "delivery_info": message.delivery_info})
 
 
 def own_headers(context: Context) -> Record:

@@ -8,6 +8,7 @@ from typing import Any
 import celery
 from celery.signals import worker_init
 
+from celery_service.brokers.messages import MAX_DEPTH, is_too_deep
 from celery_service.dead_letters import poison
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
@@ -29,6 +30,8 @@ class Task(celery.Task[..., Any]):
     retry_jitter = True
     # What can't succeed isn't tried again, whatever `autoretry_for` names.
     dont_autoretry_for = (InvalidArguments,)
+
+    Request = "celery_service.tasks.request:Request"
 
     # CELERY_TASK_TIME_LIMIT is the worker's. Celery would have publishers write theirs into each
     # message, where it overrules the worker. A limit in the decorator still travels.
@@ -79,23 +82,30 @@ class Task(celery.Task[..., Any]):
         Raises:
             InvalidArguments: The body doesn't take these arguments.
         """
-        if self._arguments:
-            try:
+        try:
+            self._refuse_nesting(args, kwargs)
+            if self._arguments:
                 self._arguments.check(args or (), kwargs or {})
-            except InvalidArguments:
-                # What follows a task, such as the callback of a chord, is sent by the worker.
-                # Nobody would hear of an error there, so it fails where it runs.
-                follows = options.keys() & {"parent_id", "reply_to"}
-                if not (follows and self.app.current_worker_task):
-                    raise
+        except InvalidArguments:
+            # What follows a task, such as the callback of a chord, is sent by the worker.
+            # Nobody would hear of an error there, so it fails where it runs.
+            follows = options.keys() & {"parent_id", "reply_to"}
+            if not (follows and self.app.current_worker_task):
+                raise
         return super().apply_async(args, kwargs, *rest, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Prepare a call. The place of arguments isn't known yet where others may join them."""
+        self._refuse_nesting(args, kwargs)
         known = (args or ()) if options.get("immutable") else ()
         if self._arguments and (known or kwargs):
             self._arguments.check(known, kwargs or {}, complete=False)
         return super().signature(args, kwargs, *rest, **options)
+
+    def _refuse_nesting(self, args: Any, kwargs: Any) -> None:
+        if is_too_deep(args, kwargs):
+            text = f"{self.name}: an argument is nested deeper than {MAX_DEPTH} levels"
+            raise InvalidArguments(text)
 
     async def call_async(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body here and now, where an event loop runs already: no broker, no retries.

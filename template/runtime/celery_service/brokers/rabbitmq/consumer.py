@@ -4,22 +4,23 @@ ends in `dead_letter`.
 
 from typing import Any
 
+import celery.worker.consumer
 import kombu
 from celery import bootsteps
-from celery.app.task import Context
-from celery.exceptions import NotRegistered, Reject
+from celery.exceptions import InvalidTaskError, Reject
 from celery.utils.log import get_logger
-from celery.worker import consumer
 from celery.worker.consumer import delayed_delivery
 from celery.worker.consumer.tasks import Tasks
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from celery_service.brokers import consumer
+from celery_service.brokers.consumer import keep, logged, unknown
+from celery_service.brokers.messages import check, is_task
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE
 from celery_service.brokers.rabbitmq import BACKSTOP
 from celery_service.dead_letters.poison import PoisonMessage
-from celery_service.dead_letters.store import DeadLetters
-from celery_service.dead_letters.story import story_of_message
+from celery_service.dead_letters.story import context_of
 
 logger = get_logger(__name__)
 
@@ -46,9 +47,9 @@ class DelaysAfterQueues(delayed_delivery.DelayedDelivery):
 
 
 class KeepDeadLetters(bootsteps.ConsumerStep):
-    """Take messages out of `dead_letter`, keep them as records, and mark their tasks as failed.
+    """Take messages out of `dead_letter`: keep them as records, and mark their tasks.
 
-    RabbitMQ puts there what was delivered too often and what a worker rejected.
+    RabbitMQ puts there what was delivered too often, what a worker rejected, and what has expired.
     """
 
     requires = (DeclareQueues,)
@@ -60,42 +61,62 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
     def get_consumers(self, channel: Any) -> list[kombu.Consumer]:
         """Return the consumer of `dead_letter`."""
         queue = self._parent.app.amqp.queues[DEAD_LETTER_QUEUE]
-        return [kombu.Consumer(channel, queues=[queue], on_message=self._keep, prefetch_count=10)]
+        consumer = kombu.Consumer(
+            channel,
+            queues=[queue],
+            on_message=self._settle,
+            on_decode_error=lambda message, _: self._settle(message),
+            prefetch_count=10,
+        )
+        return [consumer]
 
-    def _keep(self, message: Any) -> None:
+    def _settle(self, message: Any) -> None:
         app = self._parent.app
-        exception, reason = self._cause(message)
-        record = story_of_message(message, reason=reason, error=str(exception.args[0]))
-        if reason == "poison":
-            record["deliveries"] = BACKSTOP
+        # Why RabbitMQ put it here, and from where. Older entries are there if it was delayed.
+        reason = queue = ""
+        match message.headers.get("x-death"):
+            case [{"reason": str(reason), "queue": str(queue)}, *_]:
+                pass
         try:
-            DeadLetters(app).add(record)
-            if record["task"]:
-                context = Context(message.headers)
-                app.backend.mark_as_failure(record["id"], exception, request=context)
+            if reason == "expired" and is_task(message.headers):
+                self._revoke(message)
+            elif reason == "delivery_limit":
+                exception = PoisonMessage(BACKSTOP)
+                keep(app, message, "poison", exception, queue=queue, deliveries=BACKSTOP)
+            else:
+                keep(app, message, *self._cause(message), queue=queue)
         except (RedisError, OperationalError) as error:
             # It stays in the queue, unacknowledged.
             logger.warning("can't keep a dead letter, trying again in 5 seconds: %s", error)
-            self._parent.timer.call_after(5.0, self._keep, (message,))
+            self._parent.timer.call_after(5.0, self._settle, (message,))
         else:
             message.ack()
 
-    def _cause(self, message: Any) -> tuple[Exception, str]:
+    def _revoke(self, message: Any) -> None:
+        """Do with a task that has expired what a worker does that gets one."""
+        context = context_of(message)
+        logger.info("Discarding revoked task: %s[%s]", message.headers["task"], context.id)
+        with logged("can't revoke a task"):
+            self._parent.app.backend.mark_as_revoked(context.id, "expired", request=context)
+
+    def _cause(self, message: Any) -> tuple[str, Exception]:
+        try:
+            check(message)
+        except Exception as error:
+            return "undecodable", error
         name = message.headers.get("task")
-        if message.headers.get("x-first-death-reason") == "delivery_limit":
-            return PoisonMessage(BACKSTOP), "poison"
         if name is None:
-            return Reject("not a task"), "undecodable"
+            return "undecodable", InvalidTaskError("not a task")
         if name not in self._parent.app.tasks:
-            return NotRegistered(f"no task is named {name!r}"), "unknown_task"
-        return Reject("rejected by its task"), "rejected"
+            return "unknown_task", unknown(message)
+        return "rejected", Reject("a worker has rejected it")
 
 
-_celerys: Any = consumer.Consumer
+_celerys: Any = celery.worker.consumer.Consumer
 
 
-class Consumer(_celerys):  # type: ignore[misc]
-    """Celery's, with the steps above, and rejecting what Celery would acknowledge unseen."""
+class Consumer(consumer.Consumer):
+    """Has the steps above, and leaves the messages that it rejects to RabbitMQ."""
 
     class Blueprint(_celerys.Blueprint):  # type: ignore[misc]
         """The steps in which it starts."""
@@ -107,7 +128,5 @@ class Consumer(_celerys):  # type: ignore[misc]
             KeepDeadLetters,
         )
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Reject a message whose body can't be read: RabbitMQ then gives it to `dead_letter`."""
-        logger.error("can't decode a message: %s", exc)
-        message.reject_log_error(logger, self.connection_errors)
+    def keep(self, message: Any, reason: str, exception: Exception) -> None:
+        """Do nothing: RabbitMQ puts the message into `dead_letter`."""

@@ -9,7 +9,7 @@ import json
 import time
 from pathlib import Path
 from queue import Empty
-from typing import Any, ClassVar
+from typing import Any
 
 import kombu.transport.redis
 from celery.utils.log import get_logger
@@ -64,6 +64,23 @@ class QoS(_redis.QoS):  # type: ignore[misc]
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Leave what others hold to lease.py."""
 
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        """Give a message back to its queue. Kombu can't read what is none: that goes as it came."""
+        with self.channel.conn_or_acquire(client) as redis:
+            written = redis.hget(self.unacked_key, tag) or b""
+            text, ours, queue = written[1:-1].rpartition(b',"",')  # see FETCH
+            try:
+                if ours:
+                    _read(text)
+            except Exception:
+                with redis.pipeline() as pipe:
+                    self._remove_from_indices(tag, pipe)
+                    push = pipe.lpush if leftmost else pipe.rpush
+                    push(self.channel._q_for_pri(loads(queue), 0), text)
+                    pipe.execute()
+            else:
+                super().restore_by_tag(tag, redis, leftmost)
+
     def keep(self, delivery_tag: str) -> None:
         """Leave a message to its task, which outlives the connection."""
         virtual.QoS.ack(self, delivery_tag)
@@ -97,21 +114,24 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         return True
 
 
-class _Bytes:
-    """Text whose characters are bytes."""
+def _read(text: bytes) -> Any:
+    """Return a message in Kombu's form.
 
-    def encode(self, body: bytes) -> str:
-        return body.decode("latin-1")
-
-    def decode(self, text: str) -> bytes:
-        return text.encode("latin-1")
+    Raises:
+        Exception: It isn't one. Kombu would end the worker, or drop the message.
+    """
+    message = loads(text.decode("utf-8", "replace"))
+    properties = message["properties"]
+    mappings = (properties, properties.get("delivery_info", {}), message.get("headers", {}))
+    if not (isinstance(message["body"], str) and all(isinstance(each, dict) for each in mappings)):
+        raise TypeError("a part of the message is of another type")
+    return message
 
 
 class _Fetching:
     """Fetches messages in one step. Kombu's event loop calls what begins with an underscore."""
 
     QoS = QoS
-    codecs: ClassVar = {**virtual.Channel.codecs, "bytes": _Bytes()}
 
     #: The delivery tag of the message that was fetched last, and whether its consumer acknowledges.
     fetched = ""
@@ -178,15 +198,26 @@ class _Fetching:
         if not was_fetch or reply is None:
             raise Empty
         number, text = reply
-        message = loads(text.decode("utf-8", "replace"))
-        message["properties"]["delivery_tag"] = self.fetched
         queue = self._asked[number]
+        message = self._message(text, queue)
         self._queue_cycle.rotate(queue)
         tag, self.needs_ack = self.fetched, False
         self.connection._deliver(message, queue)
         if not self.needs_ack:  # such as replies to `celery inspect`
             self.qos.settle(tag, "done")
         return True
+
+    def _message(self: Any, text: bytes, queue: str) -> Any:
+        """Return a message in Kombu's form; what isn't one is the body of one that says nothing."""
+        try:
+            message = _read(text)
+            message["properties"]["delivery_tag"] = self.fetched
+            self.Message(message, channel=self)
+        except Exception:  # whatever it is, it would end the worker
+            where = {"exchange": "", "routing_key": queue}
+            properties = {"delivery_tag": self.fetched, "delivery_info": where}
+            message = {"body": text, "content-type": "application/data", "properties": properties}
+        return message
 
     def _wait_for_redis(self: Any, error: ResponseError) -> None:
         if not self._refused_until:

@@ -1,0 +1,194 @@
+"""Messages that are odd, late or broken: a task that can run runs, and a worker survives all others."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import kombu
+import pytest
+
+from support.distribution import on_one_worker
+from support.project import InstalledProject, Worker
+from support.service import Service
+
+
+@pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
+def running(
+    request: pytest.FixtureRequest,
+    project: InstalledProject,
+    service_on: Callable[[str, InstalledProject, Path], AbstractContextManager[Service]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Service, Worker]]:
+    """A service with one worker for all tests."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with service_on(request.param, project, folder) as service, service.worker() as worker:
+        worker.wait_ready()
+        yield service, worker
+
+
+@pytest.fixture
+def service(running: tuple[Service, Worker]) -> Iterator[Service]:
+    """The same without what the test before has left. Its worker must survive each test."""
+    service, worker = running
+    assert service.dead_letters("purge", "--yes").returncode == 0
+    service.notes.write_text("")
+    yield service
+    assert worker.process.poll() is None
+    assert not re.search("Unrecoverable error|Connection to broker lost", worker.text())
+
+
+def test_a_delay_of_less_than_a_second(service: Service) -> None:
+    calls = (
+        "message.echo.apply_async((0,), countdown=0.4)",
+        "message.echo.apply_async((0,), eta=datetime.now(UTC) + timedelta(seconds=0.4))",
+        "message.echo.apply_async((0,), eta=(datetime.now(UTC) + timedelta(seconds=0.4)).isoformat())",
+        "celery.send_task('message.echo', (0,), countdown=0.4)",
+        "chain(message.echo.si(1), message.echo.si(0).set(countdown=0.4)).delay()",
+    )
+    tasks = service.python(f"from datetime import UTC, datetime, timedelta\n[each.id for each in [{', '.join(calls)}]]")
+    assert [service.result(task) for task in tasks] == [{"state": "SUCCESS", "result": 0}] * 5
+    assert service.letters() == []
+
+
+def test_a_retry_after_less_than_a_second(service: Service) -> None:
+    assert service.result(service.send("message.again.delay(0.4)")) == {"state": "SUCCESS", "result": 1}
+    assert service.letters() == []
+
+
+def test_a_task_that_has_expired_is_revoked(service: Service) -> None:
+    service.send("probe.work.delay(notes, 'busy', 3)")
+    service.wait_for_line("start busy")
+    task = service.send("message.echo.apply_async((0,), expires=1)")
+    callback = service.send("chord([message.echo.si(1).set(expires=1), message.echo.si(2)])(message.echo.s())")
+    assert service.result(task) == {"state": "REVOKED", "result": "TaskRevokedError('expired')"}
+    assert "TaskRevokedError" in service.result(callback)["result"]
+    assert service.letters() == []
+
+
+def test_a_task_that_rejects_its_message(service: Service) -> None:
+    task = service.send("message.reject.apply_async(('no customer',), headers={'tenant': 'acme'})")
+    outcome = service.result(task)
+    assert outcome["state"] == "FAILURE"
+    [letter] = service.wait_for_letters()
+    assert (letter["id"], letter["task"], letter["args"]) == (task, "message.reject", ["no customer"])
+    assert letter["options"]["headers"] == {"tenant": "acme"}
+    assert (letter["reason"], letter["error"]) == ("rejected", "Reject: no customer")
+
+
+# --- text that isn't UTF-8 --------------------------------------------------------------------------------------------
+
+
+def test_text_that_is_not_utf_8_arrives(service: Service) -> None:
+    """As os.fsdecode gives the names of files."""
+    name = "caf\udce9 \\udce9 \U0001f600"
+    task = service.send(f"message.echo.delay({[name]!a})")
+    assert service.result(task) == {"state": "SUCCESS", "result": [name]}
+    task = service.send(f"message.fail.delay(notes, {name!a})")
+    assert service.result(task)["state"] == "FAILURE"
+    [letter] = service.wait_for_letters()
+    assert (letter["id"], letter["args"]) == (task, [str(service.notes), name])
+    assert letter["error"] == f"RuntimeError: {name}"
+    listed = service.dead_letters("list")
+    assert (listed.returncode, listed.stdout.count(task)) == (0, 1), listed.stderr
+    service.notes.write_text("mended\n")
+    assert service.dead_letters("replay", "--yes").returncode == 0
+    service.wait_for_line(ascii(name))
+
+
+# --- messages that nobody of this project sends -----------------------------------------------------------------------
+
+
+def publish(service: Service, body: str | bytes, headers: Any, content_type: str = "application/json") -> None:
+    """Send a message as a program does that has neither Celery nor our code."""
+    with kombu.Connection(service.broker.url) as connection:
+        channel: Any = connection.channel()
+        message = channel.prepare_message(body, None, content_type, "utf-8", headers)
+        channel.basic_publish(message, exchange="", routing_key="default")
+
+
+def nested(depth: int) -> str:
+    return f"[[{'[' * depth}{']' * depth}], {{}}, {{}}]"
+
+
+def test_arguments_can_be_nested_100_levels_deep(service: Service) -> None:
+    code = """
+from celery_service.tasks.arguments import InvalidArguments
+def nested(depth, value=0):
+    return nested(depth - 1, [value]) if depth else value
+def sent(call):
+    try:
+        return call().get(timeout=30)
+    except InvalidArguments as error:
+        return str(error)
+deep = nested(101)
+"""
+    assert service.python(f"{code}sent(lambda: message.echo.delay(nested(100))) == nested(100)")
+    calls = (
+        "message.echo.delay(deep)",
+        "message.echo.delay(value={'a': nested(100)})",
+        "chain(message.echo.si(1), message.echo.si(deep)).delay()",
+        "group(message.echo.s(deep)).delay()",
+    )
+    says = "message.echo: an argument is nested deeper than 100 levels"
+    assert service.python(f"{code}[sent(each) for each in [{', '.join(f'lambda: {each}' for each in calls)}]]") == [
+        says
+    ] * len(calls)
+
+
+@pytest.mark.parametrize("depth", [101, 500, 100_000])
+def test_what_is_nested_deeper_becomes_a_dead_letter(service: Service, depth: int) -> None:
+    task = str(uuid4())
+    publish(service, nested(depth), {"task": "message.echo", "id": task})
+    [letter] = service.wait_for_letters()
+    assert (letter["id"], letter["task"], letter["reason"]) == (task, "message.echo", "undecodable")
+    assert service.result(task)["state"] == "FAILURE"
+    assert letter["body"] == nested(depth)
+    replayed = service.dead_letters("replay", "--yes")
+    assert (replayed.returncode, replayed.stdout) == (1, "0 replayed, 1 kept\n")
+
+
+TASK: dict[str, Any] = {"task": "message.echo", "id": "an-id"}
+BODY = "[[1], {}, {}]"
+
+#: Headers of messages, each with the values that it can't have.
+WRONG: dict[str, list[Any]] = {
+    "task": [5, [], {}],
+    "id": [None, 5, [], {}, ""],
+    "timelimit": [5, "abc", [1], ["a", "b"], {}, [None, 1e300], [10**9, None]],
+    "eta": [5, "soon", [], "0001-01-01T00:00:00+14:00"],
+    "expires": ["soon", []],
+    "stamped_headers": [5, [5], "abc"],
+    "stamps": [5],
+    "compression": ["none"],
+    "own": [json.loads("[" * 150 + "]" * 150)],
+}
+#: Bodies of messages that can't be read, or have no arguments for a task.
+UNREADABLE: list[str | bytes] = [
+    *("", "null", "5", '"text"', "[1, 2]", "{}", "[1, {}, {}]", "[[], [], {}]", "[[], {}, 5]", "[[1], {}, {}", b"\xff"),
+    '[[{"__type__": "uuid", "__value__": 5}], {}, {}]',
+    '[[{"__type__": "nothing", "__value__": 5}], {}, {}]',
+]
+#: Bodies of messages without headers.
+OLD = ["[]", BODY, '{"task": "message.echo"}', '{"task": [], "id": "an-id"}', '{"task": "message.echo", "id": 5}']
+
+
+def test_no_message_ends_a_worker(service: Service) -> None:
+    sent = [
+        *((TASK | {name: value}, BODY) for name, values in WRONG.items() for value in values),
+        *((TASK, body) for body in UNREADABLE),
+        *(({}, body) for body in OLD),
+    ]
+    for number, (headers, body) in enumerate(sent):
+        own = {"id": f"id-{number}"} if headers.get("id") == "an-id" else {}
+        publish(service, body, headers | own)
+    publish(service, BODY, TASK | {"id": "pickle"}, "application/x-python-serialize")
+    publish(service, BODY, TASK | {"id": "png"}, "image/png")
+    assert service.result(service.send("message.echo.delay(1)")) == {"state": "SUCCESS", "result": 1}
+    letters = service.wait_for_letters(len(sent) + 2)
+    assert {letter["queue"] for letter in letters} == {"default"}
+    for each in letters:
+        print(each["id"], each["task"], each["reason"], each["error"][:150])
