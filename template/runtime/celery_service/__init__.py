@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PARTS = (
     "observability.logging",
     "brokers.queues",
+    "brokers.clients",
     "tasks",
     "dead_letters",
     "lifecycle.versions",

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from kombu.transport import TRANSPORT_ALIASES
+
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE, NAMES
 from celery_service.config.settings import ConfigurationError
 
@@ -11,6 +13,8 @@ EXAMPLE = "amqp://guest:guest@localhost:5672//"
 #: How often RabbitMQ itself delivers a message before it gives up. We count as well, and sooner:
 #: dead_letters/poison.py. This is for what dies before it gets there.
 BACKSTOP = 20
+
+TRANSPORT = "celery_service.brokers.rabbitmq.transport"
 
 # Quorum queues are replicated, and count deliveries: https://www.rabbitmq.com/docs/quorum-queues
 QUORUM = {"x-queue-type": "quorum"}
@@ -53,7 +57,12 @@ SETTINGS: dict[str, object] = {
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
-    """Return the settings."""
+    """Return the settings, and have Kombu use our transport: its own can lose messages."""
+    TRANSPORT_ALIASES.update(
+        amqp=f"{TRANSPORT}:Transport",
+        pyamqp=f"{TRANSPORT}:Transport",
+        amqps=f"{TRANSPORT}:SSLTransport",
+    )
     return dict(SETTINGS)
 
 
