@@ -16,6 +16,7 @@ PARTS = (
     "observability.logging",
     "brokers.queues",
     "data.results",
+    "brokers.clients",
     "tasks",
     "dead_letters",
     "lifecycle.versions",

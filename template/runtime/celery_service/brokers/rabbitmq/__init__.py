@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import celery.app.base
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.native_delayed_delivery import (
     MAX_NUMBER_OF_BITS_TO_USE,
     calculate_routing_key,
@@ -18,6 +19,8 @@ EXAMPLE = "amqp://guest:guest@localhost:5672//"
 #: How often RabbitMQ itself delivers a message before it gives up. We count as well, and sooner:
 #: dead_letters/poison.py. This is for what dies before it gets there.
 BACKSTOP = 20
+
+TRANSPORT = "celery_service.brokers.rabbitmq.transport"
 
 # Quorum queues are replicated, and count deliveries: https://www.rabbitmq.com/docs/quorum-queues
 QUORUM = {"x-queue-type": "quorum"}
@@ -62,8 +65,16 @@ _base: Any = celery.app.base
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
-    """Return the settings, and have Celery send delays of less than a second, too."""
+    """Return the settings; have Kombu use our transport, and Celery send delays below a second.
+
+    Kombu's own transport can lose messages.
+    """
     _base.calculate_routing_key = _routing_key
+    TRANSPORT_ALIASES.update(
+        amqp=f"{TRANSPORT}:Transport",
+        pyamqp=f"{TRANSPORT}:Transport",
+        amqps=f"{TRANSPORT}:SSLTransport",
+    )
     return dict(SETTINGS)
 
 

@@ -1,0 +1,68 @@
+"""Clients never wait for a server that is away: publishers, web processes, shells.
+
+They get an `OperationalError` within 10 seconds, which names the server. Only workers wait.
+brokers/redis/results.py is the part of it that reads results.
+"""
+
+from typing import Any
+
+from celery import Celery
+from celery.app import amqp, control
+from kombu.common import Broadcast
+
+from celery_service.brokers.errors import broker_errors
+
+_amqp: Any = amqp
+_control: Any = control
+
+RESULTS = "celery_service.brokers.redis.results"
+
+
+def install(app: Celery) -> None:
+    """Have `app` name the server in its errors, and wait for results in workers only."""
+    app.amqp_cls = AMQP  # type: ignore[assignment]  # a class will do
+    app.control_cls = Control  # type: ignore[assignment]
+    app.loader.override_backends = {
+        "redis": f"{RESULTS}:RedisBackend",
+        "rediss": f"{RESULTS}:RedisBackend",
+        "sentinel": f"{RESULTS}:SentinelBackend",
+    }
+
+
+class AMQP(_amqp.AMQP):  # type: ignore[misc]
+    """Sends tasks."""
+
+    def _create_task_sender(self) -> Any:
+        send = super()._create_task_sender()
+
+        def send_task_message(
+            producer: Any, name: str, message: Any, *args: Any, queue: Any = None, **options: Any
+        ) -> Any:
+            known = self.queues.get(queue, queue) if isinstance(queue, str) else queue
+            # RabbitMQ then returns what no queue takes: see brokers/rabbitmq/transport.py. What is
+            # for all workers may be for none.
+            options.setdefault("mandatory", not isinstance(known, Broadcast))
+            with broker_errors(producer.connection):
+                return send(producer, name, message, *args, queue=queue, **options)
+
+        return send_task_message
+
+
+class Control(_control.Control):  # type: ignore[misc]
+    """Sends commands to workers, such as `revoke`."""
+
+    def broadcast(
+        self,
+        command: Any,
+        arguments: Any = None,
+        destination: Any = None,
+        connection: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Send a command.
+
+        Raises:
+            OperationalError: The broker is away.
+        """
+        with broker_errors(connection or self.app.connection_for_write()):
+            return super().broadcast(command, arguments, destination, connection, **options)

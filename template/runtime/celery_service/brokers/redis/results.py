@@ -1,0 +1,161 @@
+"""How results are read from Redis. Celery would have clients wait for a Redis that is away.
+
+With `result_backend_always_retry`, which workers need, it repeats every question until it is
+answered; and a client that has lost its connection while it waits for a result is told to restart.
+Here only workers repeat, and a connection is renewed by who waits.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import celery.backends.redis
+from celery.states import PENDING, READY_STATES
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from celery_service.brokers.errors import unavailable
+
+#: Seconds after which who waits for a result looks whether it is there, and whether Redis is.
+LOOK = 1.0
+#: How many results it looks for at once.
+BATCH = 100
+
+_celerys: Any = celery.backends.redis
+
+
+class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
+    """Listens for results. Who waits makes the connection, and a new one when it has broken."""
+
+    _pubsub: Any = None
+    _looked = 0.0
+    # Whether results may have come while nobody listened.
+    _has_missed = False
+
+    def consume_from(self, task_id: str) -> None:
+        """Listen for a result, as soon as somebody waits for one."""
+        with self._locked():
+            if self._pubsub is not None:
+                self._consume_from(task_id)
+                return
+            key = self._get_key_for_task(task_id)
+            self._pending_unsubscribe.discard(key)
+            self.subscribed_to.add(key)
+
+    def on_wait_for_pending(self, result: Any, **options: Any) -> None:
+        """Listen, and look what is there already.
+
+        Raises:
+            OperationalError: Redis is away, and this is no worker.
+        """
+        self._looked = time.monotonic()
+        self.backend.patiently(self._listen)
+        super().on_wait_for_pending(result, **options)
+
+    def _wait_for_pending(
+        self, result: Any, timeout: Any = None, on_interval: Any = None, **options: Any
+    ) -> Iterator[None]:
+        def look() -> None:
+            if time.monotonic() - self._looked >= LOOK:
+                self._look()
+            if on_interval:
+                on_interval()
+
+        yield from super()._wait_for_pending(result, timeout=timeout, on_interval=look, **options)
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Take what has come. Where Redis is away, `_look` says so to who waits."""
+        if self._pubsub is None:
+            with suppress(RedisError, OSError):
+                self._listen()
+        super().drain_events(timeout)
+
+    def _look(self) -> None:
+        """Look whether results have come unheard. A Redis that is frozen ends no connection."""
+        self._looked = time.monotonic()
+        self.backend.patiently(self._listen)
+        with self._locked():
+            keys = list(self.subscribed_to)
+        if not self._has_missed:
+            keys = random.sample(keys, min(len(keys), BATCH))
+        for text in self.backend.mget(keys) if keys else ():
+            found = self._decode_result(text) if text else {"status": PENDING}
+            if found["status"] in READY_STATES:
+                self.on_state_change(found, None)
+        self._has_missed = False
+
+    def _listen(self) -> None:
+        """Listen for all results that somebody waits for."""
+        with self._locked():
+            if self._pubsub is not None:
+                return
+            pubsub = self.backend.client.pubsub(ignore_subscribe_messages=True)
+            if self.subscribed_to:
+                pubsub.subscribe(*self.subscribed_to)
+            self._pubsub, self._has_missed = pubsub, True
+
+    @contextmanager
+    def reconnect_on_error(self) -> Iterator[None]:
+        """Give up a connection that breaks. Who waits makes another one."""
+        try:
+            yield
+        except self._connection_errors:
+            pubsub, self._pubsub = self._pubsub, None
+            if pubsub is not None:
+                pubsub.close()
+            self._looked = 0.0
+
+
+class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
+    """Results in Redis, for which only workers wait."""
+
+    ResultConsumer = ResultConsumer
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do nothing. Celery would listen for each result from the moment its task is sent."""
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Return whether an error may pass, and this is a process that waits for it."""
+        cause = exc.__cause__ if isinstance(exc, OperationalError) else exc
+        # Celery sets this in workers, also for the processes of their pools.
+        is_worker: bool = self.app.loader.worker_initialized
+        return is_worker and super().exception_safe_to_retry(cause)
+
+    def patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask Redis: workers do so until it answers.
+
+        Raises:
+            OperationalError: Redis is away, and this is no worker.
+        """
+        return self._ensure_retryable(self._ask, ask)
+
+    def get(self, key: Any) -> Any:
+        """Return what a key holds."""
+        return self._ask(super().get, key)
+
+    def mget(self, keys: Any) -> Any:
+        """Return what keys hold."""
+        return self.patiently(partial(super().mget, keys))
+
+    def delete(self, key: Any) -> None:
+        """Delete a key."""
+        self._ask(super().delete, key)
+
+    def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
+        """Try several times, as `retry_policy` says."""
+        return self._ask(super().ensure, fun, args, **policy)
+
+    def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return ask(*args, **options)
+        except (RedisError, OSError) as error:
+            servers = self.connparams.get("hosts", [self.connparams])
+            names = [each.get("path") or f"{each['host']}:{each['port']}" for each in servers]
+            raise unavailable(f"result backend {', '.join(names)}", error) from error
+
+
+class SentinelBackend(_celerys.SentinelBackend, RedisBackend):  # type: ignore[misc]
+    """Results in the Redis that Sentinel names."""
