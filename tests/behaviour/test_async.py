@@ -80,10 +80,8 @@ def test_a_soft_limit_cancels_and_the_next_task_finds_a_clean_loop(running: Serv
 
 
 def test_a_hard_limit_of_its_own_brings_its_soft_limit(running: Service) -> None:
-    hang = "asynchronous.hang.apply_async((notes, 'wait'), time_limit=0.5)"
-    assert "SoftTimeLimitExceeded" in fail(running, hang)
-    # It ticks every 0.2 s. The worker's own limit is 2 s.
-    assert running.lines().count("tick") < 5
+    # The worker's own soft limit is 2 s.
+    assert running.python("probe.tidy.apply_async((notes, 'a', 3), time_limit=60).get(timeout=30)") == "a"
 
 
 @pytest.mark.parametrize("task", ["end", "end_async"])

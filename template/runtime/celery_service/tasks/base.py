@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import celery
-from billiard.common import terminate_handler_fired
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
 from celery.signals import worker_init
 
 from celery_service.dead_letters import poison
@@ -133,7 +133,9 @@ def install(app: celery.Celery) -> None:
     send = app.send_task
 
     @functools.wraps(send)
-    def send_task(name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+    def send_task(
+        name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any
+    ) -> Any:
         check(name, args, kwargs, options)
         return send(name, args, kwargs, *rest, **options)
 

@@ -1,4 +1,4 @@
-"""What a task is sent with: the options of `apply_async` are what Celery can use, or nothing is sent.
+"""The options of `apply_async`: they are what Celery can use, or nothing is sent.
 
 https://docs.celeryq.dev/en/stable/userguide/calling.html
 """

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery.worker import request
 
 from celery_service.tasks.limits import limits
@@ -15,7 +15,7 @@ class Request(_Celerys):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.time_limits = limits(self.task, self.time_limits)
+        self.time_limits: Any = limits(self.task, self.request_dict.get("timelimit"))
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """Keep the worker: Celery ends it, though what had too little memory is another process."""
