@@ -1,7 +1,9 @@
 """Tasks that the behaviour tests add to a rendered project: each fails in its own way."""
 
+import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,37 @@ def collect(results: list[str], path: str) -> list[str]:
     """The callback of a chord."""
     note(path, f"collected {results}")
     return results
+
+
+@current_app.task(name="failing.limited", time_limit=2, bind=True)
+def limited(self: Task[..., Any], path: str) -> None:
+    """Retry once, then take too long."""
+    note(path, "start")
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    time.sleep(60)
+
+
+@current_app.task(name="failing.end")
+def end(path: str, how: str) -> None:
+    """Raise what can end more than the task."""
+    note(path, "start")
+    if how == "memory":
+        bytearray(10**18)
+    elif how == "exit":
+        sys.exit(3)
+    elif how == "cancelled":
+        raise asyncio.CancelledError
+    else:
+        _recurse()
+
+
+def _recurse() -> None:
+    _recurse()
+
+
+@current_app.task(name="failing.end_async")
+async def end_async(path: str, how: str) -> None:
+    """Do so while an event loop runs."""
+    await asyncio.sleep(0)
+    end.run(path, how)

@@ -69,6 +69,7 @@ TAKES = {
     "scale": "x, factor",
     "text": "value",
     "total": "numbers, extra",
+    "twice": "items",
 }
 
 
@@ -90,6 +91,8 @@ def test_a_worker_refuses_what_a_task_does_not_take(running: Service) -> None:
         by_name("scale", "x" * 1000),
         by_name("decorated", None),
         by_name("untyped", "x"),
+        by_name("twice", ["1", 2]),
+        by_name("twice", [1, "x"]),
     ) == [
         3,
         refused("add", f"argument x: {INTEGER_OF_TEXT}"),
@@ -100,6 +103,8 @@ def test_a_worker_refuses_what_a_task_does_not_take(running: Service) -> None:
         refused("scale", f"argument x: {INTEGER_OF_TEXT}"),
         refused("decorated", f"argument x: {INTEGER}"),
         "'x'",
+        [1, 2, 1, 2],
+        refused("twice", f"argument items.1: {INTEGER_OF_TEXT}"),
     ]
 
 

@@ -79,6 +79,21 @@ def test_a_soft_limit_cancels_and_the_next_task_finds_a_clean_loop(running: Serv
     assert running.lines()[-1] == "cleaned up"
 
 
+def test_a_hard_limit_of_its_own_brings_its_soft_limit(running: Service) -> None:
+    # The worker's own soft limit is 2 s.
+    assert running.python("probe.tidy.apply_async((notes, 'a', 3), time_limit=60).get(timeout=30)") == "a"
+
+
+@pytest.mark.parametrize("task", ["end", "end_async"])
+def test_a_task_that_could_end_the_worker_only_fails(running: Service, task: str) -> None:
+    assert fail(running, f"failing.{task}.delay(notes, 'memory')") == "MemoryError()"
+    assert "the task raised SystemExit(3)" in fail(running, f"failing.{task}.delay(notes, 'exit')")
+    assert "cancelled" in fail(running, f"failing.{task}.delay(notes, 'cancelled')").lower()
+    assert "RecursionError" in fail(running, f"failing.{task}.delay(notes, 'recursion')")
+    assert running.python("asynchronous.add.delay(1, 2).get(timeout=30)") == 3
+    assert running.lines() == ["start"] * 4
+
+
 # Other pools have no signals: docs/dev/async.md says so.
 @pytest.mark.parametrize("pool", on_one_worker("prefork"), indirect=True)
 def test_a_soft_limit_interrupts_what_blocks(running: Service) -> None:

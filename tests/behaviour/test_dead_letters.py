@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from support.distribution import on_one_worker
-from support.project import InstalledProject
+from support.project import InstalledProject, Worker
 from support.servers import wait_until
 from support.service import Service
 
@@ -27,21 +27,29 @@ def of_the_broker(
     project: InstalledProject,
     service_on: Callable[[str, InstalledProject, Path], AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
+) -> Iterator[tuple[Service, Worker]]:
     """A service with one worker for all tests, which ends in order."""
     folder = tmp_path_factory.mktemp(request.param)
     with service_on(request.param, project, folder) as service, service.worker(**SOON) as worker:
         worker.wait_ready()
-        yield service
+        yield service, worker
 
 
 @pytest.fixture
-def service(of_the_broker: Service) -> Service:
+def service(of_the_broker: tuple[Service, Worker]) -> Service:
     """The same without what the test before has left."""
-    (of_the_broker.folder / "mended").unlink(missing_ok=True)
-    assert of_the_broker.dead_letters("purge", "--yes").returncode == 0
-    of_the_broker.notes.write_text("")
-    return of_the_broker
+    service, _ = of_the_broker
+    (service.folder / "mended").unlink(missing_ok=True)
+    assert service.dead_letters("purge", "--yes").returncode == 0
+    service.notes.write_text("")
+    return service
+
+
+@pytest.fixture
+def worker(of_the_broker: tuple[Service, Worker]) -> Worker:
+    """The worker."""
+    _, worker = of_the_broker
+    return worker
 
 
 def test_a_failure_keeps_its_story(service: Service) -> None:
@@ -77,6 +85,37 @@ def test_a_hard_time_limit(service: Service) -> None:
     assert (letter["id"], letter["reason"]) == (task, "time_limit")
     assert letter["args"] == [str(service.notes)]
     assert letter["options"]["headers"] == {"tenant": "acme"}
+
+
+def test_a_hard_time_limit_of_its_own_is_kept_in_a_retry(service: Service) -> None:
+    task = service.send("failing.limited.delay(notes)")
+    assert service.result(task) == {"state": "FAILURE", "result": "SoftTimeLimitExceeded()"}
+    assert service.lines() == ["start", "start"]
+    [letter] = service.wait_for_letters()
+    assert (letter["id"], letter["retries"], letter["options"]["time_limit"]) == (task, 1, 2)
+
+
+def test_a_hard_time_limit_of_a_message_is_kept_when_it_comes_again(service: Service, worker: Worker) -> None:
+    task = service.send("probe.work.apply_async((notes, 'a', 60), time_limit=5)")
+    service.wait_for_line("start a")
+    worker.kill_child()
+    assert service.result(task) == {"state": "FAILURE", "result": "SoftTimeLimitExceeded()"}
+    assert service.lines() == ["start a", "start a"]
+
+
+@pytest.mark.parametrize("how", ["memory", "exit", "recursion"])
+def test_a_task_that_could_end_the_worker_only_fails(service: Service, how: str) -> None:
+    task = service.send(f"failing.end.delay(notes, {how!r})")
+    error = {
+        "memory": "MemoryError()",
+        "exit": "RuntimeError('the task raised SystemExit(3)')",
+        "recursion": "RecursionError('maximum recursion depth exceeded')",
+    }[how]
+    assert service.result(task) == {"state": "FAILURE", "result": error}
+    [letter] = service.wait_for_letters()
+    assert (letter["id"], letter["reason"], letter["retries"]) == (task, "failure", 0)
+    assert service.result(service.send("hello_world.delay()"))["state"] == "SUCCESS"
+    assert service.lines() == ["start"]
 
 
 def test_a_poison_message_stops_after_three_deliveries(service: Service) -> None:

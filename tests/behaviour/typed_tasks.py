@@ -1,7 +1,7 @@
 """Tasks with type hints that the behaviour tests add to a rendered project."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
@@ -36,6 +36,12 @@ def add(x: int, y: int = 0) -> int:
 def total(numbers: list[int], *, extra: int = 0) -> int:
     """The callback of a chord."""
     return sum(numbers) + extra
+
+
+@current_app.task(name="typed.twice", autoretry_for=(Exception,))
+def twice(items: Iterable[int]) -> list[int]:
+    """Go through them twice; retried whatever happens."""
+    return [*items, *items]
 
 
 @current_app.task(name="typed.text")

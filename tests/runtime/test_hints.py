@@ -1,20 +1,32 @@
 """A task gets what its type hints say, or it doesn't run."""
 
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+    MutableSequence,
+    Reversible,
+    Sequence,
+)
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 from uuid import UUID
 
 import pytest
 from celery import Celery, chain, chord, group
 from celery_service.tasks.arguments import Arguments, InvalidArguments
 from kombu.utils.json import dumps, loads
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, with_config
 
 if TYPE_CHECKING:
     from nowhere import Thing  # type: ignore[import-not-found]
 
+ORDER = {"order_id": 1, "quantity": 2}
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -33,6 +45,22 @@ def arguments(body: Callable[..., Any], *, bound: bool = False) -> Arguments:
     return Arguments("task", body, bound=bound)
 
 
+@with_config({"extra": "forbid"})
+class Strict(TypedDict):
+    """No other keys."""
+
+    number: int
+
+
+def taking(hint: Any) -> Callable[..., Any]:
+    """A body whose only argument has this hint."""
+
+    def body(value: Any) -> None: ...
+
+    body.__annotations__["value"] = hint
+    return body
+
+
 def refusal(body: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """What is said of arguments that don't fit."""
     with pytest.raises(InvalidArguments) as caught:
@@ -49,6 +77,20 @@ def text(value: str) -> None: ...
 def many(items: list[int]) -> None: ...
 
 
+class Base(TypedDict):
+    """Keys that must be there, and one that need not."""
+
+    number: int
+    day: NotRequired[date]
+
+
+class Entry(Base, total=False):
+    """Keys that need not be there."""
+
+    sizes: Iterable[float]
+    order: Required[Order]
+
+
 def test_what_json_holds_becomes_what_the_hints_say() -> None:
     key = "12345678-1234-5678-1234-567812345678"
     (number, day, uuid, order), kwargs = arguments(plain).check(
@@ -63,6 +105,71 @@ def test_what_means_nothing_to_pydantic_is_left_as_it_is() -> None:
     own = Own()
     call = arguments(odd).check(("a", own, "low", 1, "2"), {"more": "3"})
     assert call == (("a", own, "low", 1, 2), {"more": 3})
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        Iterable[int],
+        typing.Iterable[int],
+        Iterable[int] | None,
+        Annotated[Iterable[int], Field(max_length=2)],
+        Collection[int],
+        Container[int],
+        Reversible[int],
+        Sequence[int],
+        MutableSequence[int],
+    ],
+)
+def test_a_body_that_takes_several_things_gets_a_list(hint: Any) -> None:
+    body = taking(hint)
+    assert arguments(body).check((["1", 2],), {}) == (([1, 2],), {})
+    assert refusal(body, [1, "x"]).startswith("task: argument value.1: Input should be a valid integer")
+    assert refusal(body, "12").startswith("task: argument value: ")
+    assert refusal(body, 12).startswith("task: argument value: ")
+
+
+@pytest.mark.parametrize("hint", [Iterable, typing.Iterable, Collection, Sequence])
+def test_such_a_hint_may_say_nothing_of_the_items(hint: Any) -> None:
+    assert arguments(taking(hint)).check((["1", 2],), {}) == ((["1", 2],), {})
+
+
+@pytest.mark.parametrize("hint", [Iterator[int], Generator[int, None, None], typing.Iterator[int]])
+def test_a_body_that_takes_an_iterator_gets_one_of_items_that_are_checked(hint: Any) -> None:
+    (items,), _ = arguments(taking(hint)).check((["1", 2],), {})
+    assert next(items) == 1
+    assert list(items) == [2]
+    assert refusal(taking(hint), [1, "x"]).startswith("task: argument value.1: Input should be a valid integer")
+
+
+def test_several_things_may_be_inside_others() -> None:
+    body = taking(dict[str, tuple[Iterable[int], Literal["a"]]])
+    assert arguments(body).check(({"k": [["1"], "a"]},), {}) == (({"k": ([1], "a")},), {})
+    assert refusal(body, {"k": [["x"], "a"]}).startswith("task: argument value.k.0.0: Input should be a valid integer")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"order": ORDER}, "argument value.number: Field required"),
+        ({"number": 1}, "argument value.order: Field required"),
+        ({"number": "x", "order": ORDER}, "argument value.number: Input should be a valid integer"),
+        ({"number": 1, "order": ORDER, "day": "soon"}, "argument value.day: Input should be a valid date"),
+    ],
+)
+def test_the_keys_of_a_typed_dict_are_checked(value: dict[str, Any], says: str) -> None:
+    assert refusal(taking(Entry), value).startswith(f"task: {says}")
+    assert refusal(taking(list[Entry]), [value]).startswith(f"task: {says}".replace("value", "value.0"))
+
+
+def test_the_values_of_a_typed_dict_become_what_the_hints_say() -> None:
+    value = {"number": "1", "order": ORDER, "day": "2030-01-31"}
+    (converted,), _ = arguments(taking(Entry)).check((value,), {})
+    assert converted == {"number": 1, "order": Order(order_id=1, quantity=2), "day": date(2030, 1, 31)}
+
+
+def test_a_typed_dict_may_refuse_other_keys() -> None:
+    assert refusal(taking(Strict), {"number": 1, "more": 2}).startswith("task: argument value.more: Extra inputs")
 
 
 def test_a_default_may_be_anything() -> None:

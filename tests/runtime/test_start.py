@@ -98,6 +98,14 @@ def start_worker(forks: Forks, service: Path, task: str, pool: str = "solo") -> 
         ("", "starts\n"),
         (TASK.format(options="time_limit=86400, default_retry_delay=86400"), "starts\n"),
         (
+            TASK.format(options="time_limit=-5"),
+            "The task slow: time_limit must be a number of seconds above 0, not -5.",
+        ),
+        (
+            TASK.format(options="soft_time_limit=3600"),
+            "The task slow has soft_time_limit=3600; it must not be above its time limit, 600.",
+        ),
+        (
             FOREIGN,
             "The task foreign is an `async def` on another base than celery.Task.",
         ),

@@ -8,16 +8,16 @@ Celery's own `pydantic=True` knows only hints that are a `BaseModel`.
 """
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from inspect import Parameter
 from pathlib import PurePath
-from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any
 
 from kombu.utils.json import register_type
-from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
+from pydantic import BaseModel, ValidationError, validate_call
+
+from celery_service.tasks.hints import hint_of, signature
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -78,13 +78,13 @@ class Arguments:
 
     @functools.cached_property
     def _parameters(self) -> list[Parameter]:
-        parameters = list(_signature(self._body).parameters.values())
+        parameters = list(signature(self._body).parameters.values())
         return parameters[1:] if self._bound else parameters
 
     @functools.cached_property
     def _convert(self) -> Callable[..., Call]:
         names = getattr(inspect.unwrap(self._body), "__globals__", {})
-        hints = {each.name: _hint(each, names) for each in self._parameters}
+        hints = {each.name: hint_of(each, names) for each in self._parameters}
 
         def call(*args: Any, **kwargs: Any) -> Call:
             return args, kwargs
@@ -111,26 +111,3 @@ class Arguments:
         takes = ", ".join(str(each.replace(**bare)) for each in self._parameters)
         text = f"{self._task}: {'; '.join(texts)}; it takes ({takes})"
         return InvalidArguments(" ".join(text.split()))
-
-
-def _signature(body: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(body)
-    except NameError:
-        # Python 3.14 evaluates hints only here. One has a name that only type checkers import.
-        library = importlib.import_module("annotationlib")
-        options: dict[str, Any] = {"annotation_format": library.Format.FORWARDREF}
-        return inspect.signature(body, **options)
-
-
-def _hint(parameter: Parameter, names: dict[str, Any]) -> Any:
-    """Return what a parameter's hint means to pydantic; `Any` where it means nothing."""
-    if parameter.annotation is parameter.empty:
-        return Any
-    try:
-        holder = SimpleNamespace(__annotations__={"hint": parameter.annotation})
-        hint = get_type_hints(holder, names, include_extras=True)["hint"]
-        TypeAdapter(hint)
-    except Exception:
-        return Any
-    return hint

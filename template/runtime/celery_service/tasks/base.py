@@ -1,17 +1,23 @@
 """The base class of every task."""
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import celery
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
 from celery.signals import worker_init
 
 from celery_service.brokers.messages import MAX_DEPTH, is_too_deep
 from celery_service.dead_letters import poison
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
+from celery_service.tasks.limits import limits
+from celery_service.tasks.options import check
+
+_ENDS_A_PROCESS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 
 
 class Task(celery.Task[..., Any]):
@@ -70,7 +76,7 @@ class Task(celery.Task[..., Any]):
         if inspect.iscoroutinefunction(inspect.unwrap(function)):
             cls._coroutine_function = as_attribute(function)
             function = _on_the_loop(function)
-        setattr(cls, "run", as_attribute(function))  # noqa: B010
+        setattr(cls, "run", as_attribute(_failing(function)))  # noqa: B010
 
     def before_start(self, *_: Any) -> None:
         """Give up on a message whose process has died each time."""
@@ -80,9 +86,10 @@ class Task(celery.Task[..., Any]):
         """Send the task, unless it could only fail.
 
         Raises:
-            InvalidArguments: The body doesn't take these arguments.
+            InvalidArguments: The body doesn't take these arguments, or an option is wrong.
         """
         try:
+            check(self.name, args, kwargs, options)
             self._refuse_nesting(args, kwargs)
             if self._arguments:
                 self._arguments.check(args or (), kwargs or {})
@@ -107,6 +114,16 @@ class Task(celery.Task[..., Any]):
             text = f"{self.name}: an argument is nested deeper than {MAX_DEPTH} levels"
             raise InvalidArguments(text)
 
+    def retry(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Run the task again later.
+
+        Raises:
+            InvalidArguments: An option is wrong. Celery would reject the message.
+            Retry: Always, so that this run ends here.
+        """
+        check(self.name, args, kwargs, options)
+        return super().retry(args, kwargs, *rest, **options)
+
     async def call_async(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body here and now, where an event loop runs already: no broker, no retries.
 
@@ -121,12 +138,23 @@ class Task(celery.Task[..., Any]):
 def install(app: celery.Celery) -> None:
     """Make `Task` the base class of the tasks of `app`, and check them when a worker starts."""
     app.task_cls = Task  # type: ignore[assignment]  # a class will do: celery/app/base.py
+    send = app.send_task
 
-    def check(sender: Any, **kwargs: object) -> None:
+    @functools.wraps(send)
+    def send_task(
+        name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        check(name, args, kwargs, options)
+        return send(name, args, kwargs, *rest, **options)
+
+    # Also for who only knows the name of a task, for beat, and for the options of a decorator.
+    app.send_task = send_task  # type: ignore[method-assign]
+
+    def check_tasks(sender: Any, **kwargs: object) -> None:
         if sender.app is app:
             _refuse_what_can_not_run(sender)
 
-    worker_init.connect(check, weak=False)
+    worker_init.connect(check_tasks, weak=False)
 
 
 def _on_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,14 +165,34 @@ def _on_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _failing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a task fail that raises what would end its process: `sys.exit()`, for instance.
+
+    The pool threads would never hear of its end, solo would end the worker, and prefork would run
+    it three times.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except _ENDS_A_PROCESS as error:
+            # When the worker ends this process, the message goes back to the broker. And a plain
+            # call is no business of ours.
+            if terminate_handler_fired() or celery.current_app.current_worker_task is None:
+                raise
+            raise RuntimeError(f"the task raised {error!r}") from error
+
+    return run
+
+
 def _soft_time_limit() -> float | None:
     """Return the limit of the task that runs, in seconds; only loops that get no signal heed it."""
     task: celery.Task[..., Any] | None = celery.current_app.current_task
     if task is None or task.request.called_directly or task.request.is_eager:
         return None
-    soft_of_message = (task.request.timelimit or (None, None))[1]
-    limit: float | None = soft_of_message or task.app.conf.task_soft_time_limit
-    return limit
+    of_worker: float | None = task.app.conf.task_soft_time_limit
+    return limits(task, task.request.timelimit)[1] or of_worker
 
 
 def _refuse_what_can_not_run(worker: Any) -> None:
@@ -159,3 +207,18 @@ def _refuse_what_can_not_run(worker: Any) -> None:
                 f"The pool {pool} can't run async tasks such as {name}; "
                 "use --pool=prefork, threads or solo."
             )
+        _check_limits(task)
+
+
+def _check_limits(task: Any) -> None:
+    hard, soft = task.time_limit, task.soft_time_limit
+    try:
+        check(task.name, None, None, {"time_limit": hard, "soft_time_limit": soft})
+    except InvalidArguments as error:
+        raise SystemExit(f"The task {error}.") from None
+    longest = hard or task.app.conf.task_time_limit
+    if soft and longest and soft > longest:
+        raise SystemExit(
+            f"The task {task.name} has soft_time_limit={soft:g}; "
+            f"it must not be above its time limit, {longest:g}."
+        )

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from celery_service.data.results import passes
 from celery_service.dead_letters.store import prefix_of
+from celery_service.tasks.limits import limits
 
 DAY = 24 * 60 * 60.0
 #: Seconds that a run may take where nothing limits it.
@@ -81,9 +82,9 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
 
 
 def _longest_run(task: Any) -> float:
-    hard, _ = task.request.timelimit or (None, None)
-    limit: float = hard or task.app.conf.task_time_limit or LONGEST_RUN
-    return limit + MARGIN
+    hard, _ = limits(task, task.request.timelimit)
+    longest: float = hard or task.app.conf.task_time_limit or LONGEST_RUN
+    return longest + MARGIN
 
 
 class _Work(Protocol):

@@ -6,18 +6,32 @@ import billiard.einfo
 import celery.worker.request
 from celery.exceptions import Reject
 
+from celery_service.tasks.limits import limits
+
 _einfo: Any = billiard.einfo
 _request: Any = celery.worker.request
 
 
 class Request(_request.Request):  # type: ignore[misc]
-    """Celery's, with a dead letter for what the task rejects, whatever the broker."""
+    """Celery's, with these differences.
+
+    - A hard time limit without a soft one is enforced: see limits.py.
+    - A MemoryError fails only its task.
+    - What the task rejects becomes a dead letter, whatever the broker.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.time_limits: Any = limits(self.task, self.request_dict.get("timelimit"))
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
         """Deal with a task that has raised an exception."""
         exception = exc_info.exception
         if isinstance(exception, _einfo.ExceptionWithTraceback):
             exception = exception.exc
+        if isinstance(exception, MemoryError):
+            # Celery would end the worker, though what had too little memory is another process.
+            exc_info.exception = RuntimeError(f"MemoryError: {exception}")
         requeue: Any = getattr(exception, "requeue", None)
         if not isinstance(exception, Reject) or requeue:
             super().on_failure(exc_info, *args, **options)
