@@ -17,6 +17,7 @@ PARTS = (
     "brokers.queues",
     "tasks",
     "dead_letters",
+    "brokers.redis.cluster",
     "lifecycle.versions",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
