@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, celeryd_after_setup
+from celery.signals import beat_init, celeryd_init
 from kombu.exceptions import OperationalError
 from redis.exceptions import AskError, ClusterCrossSlotError, ClusterDownError, RedisError
 
@@ -23,7 +23,7 @@ def install(app: Celery) -> None:
         if app_that_starts is app:
             _refuse_cluster(app)
 
-    celeryd_after_setup.connect(lambda instance, **_: check(instance.app), weak=False)
+    celeryd_init.connect(lambda instance, **_: check(instance.app), weak=False)
     beat_init.connect(lambda sender, **_: check(sender.app), weak=False)
 
 
