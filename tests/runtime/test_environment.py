@@ -1,5 +1,6 @@
 """The `CELERY_*` contract: what a variable does, and what is said when it can't."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,23 @@ SAMPLES: dict[str, list[tuple[str, object]]] = {
     "tuple": [('["a", "b"]', ("a", "b")), ("a,b", ("a", "b"))],
     "bytes": [("secret", b"secret")],
 }
+ADDRESS: list[tuple[str, object]] = [("redis://:a%20b@c", "redis://:a%20b@c")]
 # Where the table says `any`, or says what Celery doesn't mean.
 SPECIAL: dict[str, list[tuple[str, object]]] = {
     "beat_cron_starting_deadline": SAMPLES["int"],
+    "result_backend_max_retries": [("2.5", 2.5), ("inf", math.inf)],
+    "result_cache_max": [("-1", -1), ("7", 7)],
+    "task_default_rate_limit": [("10/m", "10/m"), ("2.5", 2.5)],
+    "timezone": [("Europe/Berlin", "Europe/Berlin"), ("UTC", "UTC")],
+    "worker_max_memory_per_child": [("1", 1)],
+    "worker_max_tasks_per_child": [("1", 1)],
+    "worker_prefetch_multiplier": [("0", 0), ("7", 7)],
+    "worker_redirect_stdouts_level": [("WARNING", "WARNING"), ("30", 30)],
+    "worker_soft_shutdown_timeout": [("0", 0.0), ("2.5", 2.5)],
+    "broker_read_url": ADDRESS,
+    "broker_url": ADDRESS,
+    "broker_write_url": ADDRESS,
+    "result_backend": ADDRESS,
     "broker_use_ssl": [("true", True), ('{"ca_certs": "x"}', {"ca_certs": "x"})],
     "task_annotations": [('{"*": {"rate_limit": "10/s"}}', {"*": {"rate_limit": "10/s"}})],
     "task_default_delivery_mode": [("1", 1), ("transient", "transient")],
@@ -74,11 +89,50 @@ def test_what_celery_and_its_commands_read_stays_allowed() -> None:
     [
         ("CELERY_TASK_ACK_LATE", "1", "is not a setting of Celery; did you mean CELERY_TASK_ACKS_LATE?"),
         ("CELERY_FROBNICATE", "1", "is not a setting of Celery; docs/dev/celery.md links to all of them."),
-        ("CELERY_WORKER_CONCURRENCY", "lots", "is 'lots'; it must be a whole number, or auto."),
-        ("CELERY_WORKER_CONCURRENCY", "2.5", "is '2.5'; it must be a whole number, or auto."),
+        *(
+            ("CELERY_WORKER_CONCURRENCY", value, f"is {value!r}; it must be a whole number, 1 or more, or auto.")
+            for value in ("lots", "2.5", "0", "-5", "inf", "none")
+        ),
+        *(
+            (f"CELERY_{name}", value, f"is {value!r}; it must be a number of seconds above 0, or none.")
+            for name in ("TASK_TIME_LIMIT", "TASK_SOFT_TIME_LIMIT", "REDIS_SOCKET_TIMEOUT")
+            for value in ("0", "-5", "inf", "nan", "1m")
+        ),
+        *(
+            # The `celery` command reads this one as well, and knows no `none`.
+            ("CELERY_WORKER_MAX_TASKS_PER_CHILD", value, f"is {value!r}; it must be a whole number, 1 or more.")
+            for value in ("0", "-5", "inf", "none")
+        ),
+        *(
+            ("CELERY_WORKER_PREFETCH_MULTIPLIER", value, f"is {value!r}; it must be a whole number, 0 or more.")
+            for value in ("-5", "inf", "none")
+        ),
+        *(
+            ("CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT", value, f"is {value!r}; it must be a number of seconds, 0 or more.")
+            for value in ("-5", "inf", "none")
+        ),
+        *(
+            ("CELERY_WORKER_ETA_TASK_LIMIT", value, f"is {value!r}; it must be a whole number, 1 or more, or none.")
+            for value in ("0", "-5", "inf")
+        ),
+        ("CELERY_BROKER_POOL_LIMIT", "-3", "is '-3'; it must be a whole number, 0 or more, or none."),
+        ("CELERY_EVENT_QUEUE_TTL", "-1", "is '-1'; it must be a number, 0 or more, or none."),
+        ("CELERY_RESULT_BACKEND_MAX_RETRIES", "nan", "is 'nan'; it must be a number, 0 or more, or inf."),
+        *(
+            ("CELERY_TASK_DEFAULT_RATE_LIMIT", value, f"is {value!r}; it must be a number of tasks a second, or")
+            for value in ("often", "10/x", "-5", "inf")
+        ),
+        *(
+            ("CELERY_TIMEZONE", value, f"is {value!r}; it must be a time zone such as UTC or Europe/Berlin.")
+            for value in ("Mars/Olympus", "Europe", "../etc/passwd", "CEST")
+        ),
+        ("CELERY_BROKER_URL", " redis://:hunter2@x", "can't be read; it must be an address without blanks."),
+        ("CELERY_RESULT_BACKEND", "redis://:hunt er2@x", "can't be read; it must be an address without blanks."),
         ("CELERY_TASK_ACKS_LATE", "maybe", "is 'maybe'; it must be true or false (or yes, no, on, off, 1, 0)."),
-        ("CELERY_RESULT_EXPIRES", "nan", "is 'nan'; it must be a number, or none."),
-        ("CELERY_TASK_DEFAULT_PRIORITY", "high", "is 'high'; it must be a whole number, or none."),
+        ("CELERY_RESULT_EXPIRES", "nan", "is 'nan'; it must be a number of seconds, 0 or more, or none."),
+        ("CELERY_RESULT_EXPIRES", "inf", "is 'inf'; it must be a number of seconds, 0 or more, or none."),
+        ("CELERY_RESULT_EXPIRES", "-5", "is '-5'; it must be a number of seconds, 0 or more, or none."),
+        ("CELERY_TASK_DEFAULT_PRIORITY", "high", "is 'high'; it must be a whole number, 0 or more, or none."),
         ("CELERY_DATABASE_ENGINE_CALLBACK", "x", "has no form as text; set it in celeryconfig.py."),
         # What may hold a password isn't shown.
         ("CELERY_TASK_ROUTES", '{"a', "can't be read; it must be a JSON object or list."),

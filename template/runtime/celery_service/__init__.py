@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 PARTS = (
     "observability.logging",
     "brokers.queues",
-    "data.results",
     "brokers.clients",
     "tasks",
     "dead_letters",
+    "brokers.redis.cluster",
     "lifecycle.versions",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",

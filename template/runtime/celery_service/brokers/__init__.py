@@ -2,18 +2,22 @@
 
 - `SCHEMES`, how its URLs may start, and `EXAMPLE`, one of them;
 - `settings(url, root)`, the Celery settings that it needs;
-- `check(settings)`, which completes the merged settings and refuses what can't work.
+- `check(settings, called)`, which completes the merged settings and refuses what can't work;
+  `called` gives what messages call a setting.
+
+results.py is about the result backend, for both brokers that are servers.
 """
 
 from types import ModuleType
 
 from celery_service.brokers import embedded, rabbitmq, redis
+from celery_service.config.addresses import refuse_scheme, scheme_of
 from celery_service.config.settings import ConfigurationError
 
 BROKERS = (redis, rabbitmq, embedded)
 
 
-def by_scheme(url: str) -> ModuleType:
+def by_scheme(url: str, called: str) -> ModuleType:
     """Return the broker of a URL.
 
     Raises:
@@ -22,14 +26,12 @@ def by_scheme(url: str) -> ModuleType:
     """
     if not url:
         raise ConfigurationError(
-            f"CELERY_BROKER_URL is not set; name a broker such as {redis.EXAMPLE} or "
+            f"{called} is not set; name a broker such as {redis.EXAMPLE} or "
             f"{rabbitmq.EXAMPLE} (`make dev` needs none)."
         )
-    scheme = url.partition("://")[0].partition("+")[0]
     for broker in BROKERS:
-        if scheme in broker.SCHEMES:
+        if scheme_of(url) in broker.SCHEMES:
             return broker
     allowed = ", ".join(f"{name}://" for broker in BROKERS for name in broker.SCHEMES)
-    raise ConfigurationError(
-        f"CELERY_BROKER_URL starts with {scheme[:20]!r}; it must start with {allowed}."
-    )
+    reason = "; a Redis Cluster can't be a broker" if "cluster" in scheme_of(url) else ""
+    raise refuse_scheme(called, url, allowed + reason)

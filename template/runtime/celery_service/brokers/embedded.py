@@ -1,11 +1,17 @@
 """Brokers that need no server: folders for one worker on a laptop, and memory for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from celery_service.brokers import results
 from celery_service.brokers.queues import NAMES
+from celery_service.config import addresses
 
 SCHEMES = ("filesystem", "memory")
 EXAMPLE = "filesystem://localhost"
+#: How the addresses of results may start that need no server either.
+RESULTS = ("file", "cache+memory")
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
@@ -30,5 +36,11 @@ def settings(url: str, root: Path) -> dict[str, object]:
     }
 
 
-def check(settings: dict[str, object]) -> None:
-    """Nothing can be wrong with it."""
+def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
+    """Refuse results that are neither in memory or a folder nor in a Redis.
+
+    Raises:
+        ConfigurationError: They can't be there.
+    """
+    if addresses.scheme_of(str(settings["result_backend"])) not in RESULTS:
+        results.check(settings, called)

@@ -7,36 +7,13 @@ process with one line.
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-from celery.app.defaults import NAMESPACES, flatten
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from celery_service.config.settings import ConfigurationError
+from celery_service.config.values import SETTING_TYPES, from_text
 
 PREFIX = "CELERY_"
-
-_OPTIONS: dict[str, Any] = dict(flatten(NAMESPACES))
-
-#: Name of the setting → its type as Celery's table spells it. Below are those where Celery takes
-#: something else.
-SETTING_TYPES: dict[str, str] = {name: str(option.type) for name, option in _OPTIONS.items()} | {
-    "beat_cron_starting_deadline": "int",
-    "broker_use_ssl": "bool or dict",
-    "result_compression": "string",
-    "task_annotations": "json",
-    "task_default_delivery_mode": "int or string",
-    "task_default_priority": "int",
-    "task_routes": "json",
-    "worker_concurrency": "int or auto",
-}
-
-# A setting with such a type needs Python: see `celeryconfig.py` in docs/dev/celery.md.
-NOT_A_STRING = "any"
 
 # CELERY_BEAT_SCHEDULE is the *file* of `celery beat --schedule`: JSON there would name a file.
 # CELERY_BROKER is `celery --broker`: plain Python doesn't read it and would publish elsewhere.
@@ -69,56 +46,6 @@ READ_BY_CELERY = {
 }
 
 
-def _none(text: object) -> object:
-    return None if str(text).lower() == "none" else text
-
-
-def _number(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("not a number")
-    return value
-
-
-def _words(text: str) -> object:
-    if text.startswith("["):
-        return from_json(text)
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _auto(text: str) -> str:
-    if text.lower() != "auto":
-        raise ValueError("neither a number nor auto")
-    return "auto"
-
-
-OR_NONE = BeforeValidator(_none)
-WORDS = BeforeValidator(_words)
-LEFT_TO_RIGHT = Field(union_mode="left_to_right")
-Number = Annotated[float, AfterValidator(_number)]
-Auto = Annotated[str, AfterValidator(_auto)]
-Object = Annotated[dict[str, Any], BeforeValidator(from_json)]
-List = Annotated[list[Any], BeforeValidator(from_json)]
-
-# Type in SETTING_TYPES → what reads it, and what a message says is allowed.
-_TYPES: tuple[tuple[str, Any, str], ...] = (
-    ("bool", bool, "true or false (or yes, no, on, off, 1, 0)"),
-    ("bool or dict", bool | Object, 'true, false or a JSON object such as {"key": "value"}'),
-    ("bytes", bytes, "text"),
-    ("dict", Annotated[Object | None, OR_NONE], 'a JSON object such as {"key": "value"}'),
-    ("float", Annotated[Number | None, OR_NONE], "a number, or none"),
-    ("int", Annotated[int | None, OR_NONE], "a whole number, or none"),
-    ("int or auto", Annotated[int | Auto | None, OR_NONE], "a whole number, or auto"),
-    ("int or string", Annotated[int | str, LEFT_TO_RIGHT], "a whole number or a word"),
-    ("json", Object | List, "a JSON object or list"),
-    ("list", Annotated[list[Any], WORDS], "a JSON list, or words with commas such as a,b"),
-    ("string", str, "text"),
-    ("tuple", Annotated[tuple[Any, ...], WORDS], "a JSON list, or words with commas such as a,b"),
-)
-READERS: dict[str, tuple[TypeAdapter[Any], str]] = {
-    name: (TypeAdapter(type_), allowed) for name, type_, allowed in _TYPES
-}
-
-
 def read_settings(environ: Mapping[str, str]) -> dict[str, object]:
     """Return the Celery settings that the environment holds, typed; empty variables count as unset.
 
@@ -142,7 +69,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, object]:
                 raise ConfigurationError(f"{variable} and {variable_of(name)} are both set.")
             value = _read_secret(variable, value)
         if name in SETTING_TYPES:
-            settings[name] = parse(variable, SETTING_TYPES[name], value)
+            settings[name] = from_text(variable, name, value)
         elif variable not in READ_BY_CELERY and variable not in _command_line_variables():
             names = [each for each in map(variable_of, SETTING_TYPES) if each not in COLLIDING]
             raise ConfigurationError(
@@ -160,23 +87,6 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return the end of an error message: the most similar candidate, or where they are listed."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.75)
     return f"; did you mean {match[0]}?" if match else "; docs/dev/celery.md links to all of them."
-
-
-def parse(variable: str, type_name: str, value: str) -> object:
-    """Return `value` as the type that Celery's option table names.
-
-    Raises:
-        ConfigurationError: The value isn't one of that type, or the type has no form as text.
-    """
-    if type_name == NOT_A_STRING:
-        raise ConfigurationError(f"{variable} has no form as text; set it in celeryconfig.py.")
-    reader, allowed = READERS[type_name]
-    try:
-        return reader.validate_python(value.strip())
-    except ValidationError:
-        # JSON may hold a password; numbers and words don't.
-        shown = "can't be read" if "JSON" in allowed else f"is {value!r}"
-        raise ConfigurationError(f"{variable} {shown}; it must be {allowed}.") from None
 
 
 def _read_secret(variable: str, path: str) -> str:

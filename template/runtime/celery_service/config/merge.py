@@ -4,24 +4,19 @@ then the `CELERY_*` environment.
 To change a default, set its variable or name it in `celeryconfig.py`.
 """
 
-import __future__
-
-import importlib
 import importlib.util
-import math
 import os
-import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from celery import Celery
 
 from celery_service import brokers
 from celery_service.brokers.queues import route_by_priority
+from celery_service.config.celeryconfig import read_celeryconfig
 from celery_service.config.defaults import DEFAULTS
-from celery_service.config.environment import SETTING_TYPES, nearest, read_settings
+from celery_service.config.environment import read_settings, variable_of
 from celery_service.config.settings import ConfigurationError
 
 #: Settings that are options of a transport: naming one of them must not drop the others.
@@ -63,24 +58,34 @@ def configuration(
     Raises:
         ConfigurationError: No broker is named, or a setting can't be understood.
     """
-    chosen = _read_celeryconfig(root, environ) | read_settings(environ)
+    file, in_file = read_celeryconfig(root, environ)
+    in_environment = read_settings(environ)
+    chosen = in_file | in_environment
+
+    def called(name: str) -> str:
+        """Return what messages call a setting: where a user has set it, or could set it."""
+        variable = variable_of(name)
+        if name in in_file and name not in in_environment:
+            return f"{name} in {file}"
+        return f"{variable}_FILE" if environ.get(f"{variable}_FILE") else variable
+
     url = str(chosen.get("broker_url") or "")
-    broker: Any = brokers.by_scheme(url)
+    broker: Any = brokers.by_scheme(url, called("broker_url"))
     ours: dict[str, object] = DEFAULTS | broker.settings(url, root)
     ours["task_routes"] = [
         {pattern: {"queue": queue} for pattern, queue in routes.items()},
         route_by_priority,
     ]
-    merged: dict[str, object] = ours | chosen
+    merged: dict[str, Any] = ours | chosen
     for name in OPTIONS:
-        merged[name] = _as_dict(ours, name) | _as_dict(chosen, name)
-    _derive_time_limits(merged)
-    _check_grace_period(merged)
-    broker.check(merged)
+        options: Any = (ours.get(name) or {}, chosen.get(name) or {})
+        merged[name] = options[0] | options[1]
+    _derive_time_limits(merged, called)
+    broker.check(merged, called)
     return merged
 
 
-def _derive_time_limits(settings: dict[str, object]) -> None:
+def _derive_time_limits(settings: dict[str, object], called: Callable[[str], str]) -> None:
     limit = settings["task_time_limit"]
     if not isinstance(limit, int | float):
         return
@@ -88,58 +93,6 @@ def _derive_time_limits(settings: dict[str, object]) -> None:
     soft = settings.setdefault("task_soft_time_limit", 0.9 * limit)
     if isinstance(soft, int | float) and soft >= limit:
         raise ConfigurationError(
-            f"CELERY_TASK_SOFT_TIME_LIMIT is {soft:g}; "
-            f"it must be below CELERY_TASK_TIME_LIMIT, {limit:g}."
+            f"{called('task_soft_time_limit')} is {soft:g}; "
+            f"it must be below {called('task_time_limit')}, {limit:g}."
         )
-
-
-def _check_grace_period(settings: Mapping[str, object]) -> None:
-    grace = settings["worker_soft_shutdown_timeout"]
-    if not isinstance(grace, int | float) or not 0 <= grace < math.inf:
-        raise ConfigurationError(
-            f"CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT is {grace!r}; it must be a number of seconds."
-        )
-
-
-def _as_dict(settings: Mapping[str, object], name: str) -> dict[str, object]:
-    value = settings.get(name) or {}
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{name} must be a dict, not {type(value).__name__}.")
-    return value
-
-
-def _read_celeryconfig(root: Path, environ: Mapping[str, str]) -> dict[str, object]:
-    """Return the settings of `celeryconfig.py`, or of the module that CELERY_CONFIG_MODULE names.
-
-    Raises:
-        ConfigurationError: A name in there is no setting of Celery.
-    """
-    module = environ.get("CELERY_CONFIG_MODULE")
-    path = root / "celeryconfig.py"
-    if module:
-        try:
-            names = vars(importlib.import_module(module))
-        except ImportError as error:
-            raise ConfigurationError(
-                f"CELERY_CONFIG_MODULE is {module!r}, which can't be imported: {error}."
-            ) from None
-    elif path.exists():
-        names = runpy.run_path(str(path))
-    else:
-        return {}
-
-    settings: dict[str, object] = {}
-    for name, value in names.items():
-        if name.startswith("_") or not name.islower() or _is_import(value):
-            continue
-        if name not in SETTING_TYPES:
-            raise ConfigurationError(
-                f"{module or path.name}: {name} is not a setting of Celery "
-                f"(helpers start with an underscore){nearest(name, SETTING_TYPES)}"
-            )
-        settings[name] = value
-    return settings
-
-
-def _is_import(value: object) -> bool:
-    return isinstance(value, ModuleType | __future__._Feature) or callable(value)

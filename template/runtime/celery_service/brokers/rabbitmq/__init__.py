@@ -1,5 +1,6 @@
 """RabbitMQ as the broker: its settings. Results stay in Redis: CELERY_RESULT_BACKEND names it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from kombu.transport.native_delayed_delivery import (
     calculate_routing_key,
 )
 
+from celery_service.brokers import results
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE, NAMES
-from celery_service.config.settings import ConfigurationError
+from celery_service.config import addresses
 
 SCHEMES = ("amqp", "amqps", "pyamqp")
 EXAMPLE = "amqp://guest:guest@localhost:5672//"
@@ -78,17 +80,14 @@ def settings(url: str, root: Path) -> dict[str, object]:
     return dict(SETTINGS)
 
 
-def check(settings: dict[str, object]) -> None:
-    """Refuse what can't work.
+def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
+    """Complete the settings of the results, and refuse what can't work.
 
     Raises:
-        ConfigurationError: There is no result backend, so dead letters and deliveries are nowhere.
+        ConfigurationError: An address can't work, or there is no Redis for results.
     """
-    if not settings.get("result_backend"):
-        raise ConfigurationError(
-            "CELERY_RESULT_BACKEND is not set; with RabbitMQ, name a Redis such as "
-            "redis://localhost:6379/0: it keeps results, dead letters and counts of deliveries."
-        )
+    addresses.check_brokers(settings, called, addresses.check_server)
+    results.check(settings, called)
 
 
 def _routing_key(countdown: int, routing_key: str) -> str:

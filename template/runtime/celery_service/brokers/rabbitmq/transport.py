@@ -7,7 +7,13 @@ once, and somebody may delete it afterwards. Here the message comes back, Kombu 
 
 from typing import Any
 
-from amqp.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from amqp.exceptions import (
+    AccessRefused,
+    NotAllowed,
+    NotFound,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
 from kombu.transport import pyamqp
 
 _kombus: Any = pyamqp
@@ -57,9 +63,15 @@ class Transport(_kombus.Transport):  # type: ignore[misc]
     """What `amqp://` and `pyamqp://` stand for: see `brokers.rabbitmq.settings`."""
 
     Connection = Connection
+    # Workers and beat wait for a missing virtual host or user, as for a broker that is away.
+    recoverable_connection_errors = (
+        *_kombus.Transport.recoverable_connection_errors,
+        *(AccessRefused, NotAllowed),
+    )
 
 
 class SSLTransport(_kombus.SSLTransport):  # type: ignore[misc]
     """What `amqps://` stands for."""
 
     Connection = Connection
+    recoverable_connection_errors = Transport.recoverable_connection_errors

@@ -1,17 +1,21 @@
 """Redis as the broker: its settings. transport.py is how messages come out of it."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from ssl import CERT_REQUIRED
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 
+from celery_service.brokers import results
 from celery_service.brokers.queues import NAMES
+from celery_service.config import addresses
 from celery_service.config.defaults import REDIS_SOCKET
 from celery_service.config.settings import ConfigurationError
 
-SCHEMES = ("redis", "rediss", "sentinel")
-EXAMPLE = "redis://localhost:6379/0"
+SCHEMES = results.SCHEMES
+EXAMPLE = results.EXAMPLE
 
 #: Seconds for which a worker holds a message unless it renews that: see lease.py.
 LEASE = 60.0
@@ -50,28 +54,40 @@ def settings(url: str, root: Path) -> dict[str, object]:
     return SETTINGS | {"result_backend": url}
 
 
-def check(settings: dict[str, Any]) -> None:
-    """Have results use the broker's Sentinel as the broker does, and refuse what can't work.
+def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
+    """Complete the settings of the broker and the results, and refuse what can't work.
 
     Raises:
-        ConfigurationError: The lease is no number of seconds, or a Sentinel has no master.
+        ConfigurationError: An address can't work, the lease is no number of seconds, or a Sentinel
+            has no master.
     """
     options = settings["broker_transport_options"]
     lease = options["visibility_timeout"]
     if not isinstance(lease, int | float) or not 1 <= lease < math.inf:
         raise ConfigurationError(
-            f"CELERY_BROKER_TRANSPORT_OPTIONS has visibility_timeout {lease!r}; "
+            f"{called('broker_transport_options')} has visibility_timeout {lease!r}; "
             "it must be a number of seconds, 1 or more."
         )
     url = str(settings["broker_url"])
-    if not url.startswith("sentinel"):
-        return
-    if "master_name" not in options:
+    is_sentinel = url.startswith("sentinel")
+    if ";" in url and not is_sentinel:
         raise ConfigurationError(
-            'CELERY_BROKER_TRANSPORT_OPTIONS must hold a "master_name" when CELERY_BROKER_URL '
-            "names a Sentinel."
+            f"{called('broker_url')} names several servers; only Sentinels can be several."
+        )
+    ssl = settings.get("broker_use_ssl")
+    if ssl is True or (not ssl and url.startswith("rediss")):
+        # Kombu wouldn't check certificates, and takes True for no encryption at all.
+        settings["broker_use_ssl"] = {"ssl_cert_reqs": CERT_REQUIRED}
+    addresses.check_brokers(settings, called, addresses.check_redis)
+    if is_sentinel and "master_name" not in options:
+        raise ConfigurationError(
+            f'{called("broker_transport_options")} must hold a "master_name" when '
+            f"{called('broker_url')} names a Sentinel."
         )
     if settings["result_backend"] == url:
+        # Results use the same Redis: reach it as the broker does.
+        settings.setdefault("redis_backend_use_ssl", settings.get("broker_use_ssl"))
         settings["result_backend_transport_options"] = {
             name: options[name] for name in SENTINEL_OPTIONS if name in options
         } | settings["result_backend_transport_options"]
+    results.check(settings, called)

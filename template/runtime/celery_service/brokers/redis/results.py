@@ -13,16 +13,20 @@ from functools import partial
 from typing import Any
 
 import celery.backends.redis
+import structlog
 from celery.states import PENDING, READY_STATES
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_service.brokers.errors import unavailable
+from celery_service.data.results import passes
 
 #: Seconds after which who waits for a result looks whether it is there, and whether Redis is.
 LOOK = 1.0
 #: How many results it looks for at once.
 BATCH = 100
+
+logger = structlog.get_logger(__name__)
 
 _celerys: Any = celery.backends.redis
 
@@ -122,7 +126,19 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         cause = exc.__cause__ if isinstance(exc, OperationalError) else exc
         # Celery sets this in workers, also for the processes of their pools.
         is_worker: bool = self.app.loader.worker_initialized
-        return is_worker and super().exception_safe_to_retry(cause)
+        return is_worker and cause is not None and passes(cause)
+
+    def store_result(self, task_id: Any, result: Any, state: Any, *rest: Any, **more: Any) -> Any:
+        """Store a state. What Redis refuses for good is logged: the task itself goes on."""
+        try:
+            return super().store_result(task_id, result, state, *rest, **more)
+        except (RedisError, OperationalError) as error:
+            cause = error.__cause__ if isinstance(error, OperationalError) else error
+            if cause is None or passes(cause):
+                raise
+            told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(cause)}
+            logger.error("result_not_stored", **told)
+        return result
 
     def patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask Redis: workers do so until it answers.
