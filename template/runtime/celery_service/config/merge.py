@@ -19,6 +19,7 @@ from typing import Any
 from celery import Celery
 
 from celery_service import brokers
+from celery_service.brokers import embedded
 from celery_service.brokers.queues import route_by_priority
 from celery_service.config.defaults import DEFAULTS
 from celery_service.config.environment import SETTING_TYPES, nearest, read_settings
@@ -64,6 +65,8 @@ def configuration(
         ConfigurationError: No broker is named, or a setting can't be understood.
     """
     chosen = _read_celeryconfig(root, environ) | read_settings(environ)
+    if not chosen.get("broker_url"):
+        chosen |= embedded.without_a_broker(environ)
     url = str(chosen.get("broker_url") or "")
     broker: Any = brokers.by_scheme(url)
     ours: dict[str, object] = DEFAULTS | broker.settings(url, root)
