@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 
 from celery_service import brokers
+from celery_service.brokers import embedded
 from celery_service.brokers.queues import route_by_priority
 from celery_service.config.celeryconfig import read_celeryconfig
 from celery_service.config.defaults import DEFAULTS
@@ -61,6 +62,8 @@ def configuration(
     file, in_file = read_celeryconfig(root, environ)
     in_environment = read_settings(environ)
     chosen = in_file | in_environment
+    if not chosen.get("broker_url"):
+        chosen |= embedded.without_a_broker(environ)
 
     def called(name: str) -> str:
         """Return what messages call a setting: where a user has set it, or could set it."""
