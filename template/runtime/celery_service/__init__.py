@@ -18,6 +18,7 @@ PARTS = (
     "tasks",
     "dead_letters",
     "lifecycle.versions",
+    "lifecycle.green",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
     "lifecycle.schedule",

@@ -13,6 +13,10 @@ from celery_service.dead_letters.story import story_of_message
 class Consumer(consumer.Consumer):
     """Makes a dead letter of each message that Celery would discard."""
 
+    def hand_back(self) -> None:
+        """Give back what this worker holds."""
+        self.connection.close()
+
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that has not the form of a task."""
         self._keep(message, "undecodable", "not a task")

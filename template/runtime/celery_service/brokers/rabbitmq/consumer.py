@@ -107,6 +107,9 @@ class Consumer(_celerys):  # type: ignore[misc]
             KeepDeadLetters,
         )
 
+    def hand_back(self) -> None:
+        """Do nothing: RabbitMQ sees that the connection ends."""
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Reject a message whose body can't be read: RabbitMQ then gives it to `dead_letter`."""
         logger.error("can't decode a message: %s", exc)
