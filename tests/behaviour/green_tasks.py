@@ -55,7 +55,7 @@ def fail(key: str) -> None:
     raise RuntimeError(f"no {key}")
 
 
-@current_app.task(name="green.hang", time_limit=2, soft_time_limit=1)
+@current_app.task(name="green.hang", time_limit=1, soft_time_limit=0.5)
 def hang(path: str, seconds: float) -> str:
     """Wait beyond the time limit."""
     try:

@@ -26,12 +26,13 @@ logger = logging.getLogger(__name__)
 def install(app: Celery) -> None:
     """Have each worker of `app` share connections among green threads, and say what they can't."""
 
-    def share_connections(instance: Any, **_: object) -> None:
+    def set_up(instance: Any, **_: object) -> None:
         # Each green thread is one task. Celery would give each a result backend of its own, whose
         # connections stay open until the garbage collector finds them.
         if instance.app is app and is_green():
             app.conf.result_backend_thread_safe = True
             app.conf.redis_max_connections = app.conf.redis_max_connections or NO_LIMIT
+            app.Task.Request = "celery_service.lifecycle.green_request:Request"
 
     def refuse(sender: Any, **_: object) -> None:
         if sender.app is app:
@@ -44,7 +45,7 @@ def install(app: Celery) -> None:
                 "ever; eventlet is deprecated, use --pool=gevent or threads"
             )
 
-    celeryd_init.connect(share_connections, weak=False)
+    celeryd_init.connect(set_up, weak=False)
     worker_init.connect(refuse, weak=False)
     celeryd_after_setup.connect(warn, weak=False)
 

@@ -21,6 +21,9 @@ from celery_service.dead_letters.poison import PoisonMessage
 from celery_service.dead_letters.store import DeadLetters
 from celery_service.dead_letters.story import story_of_message
 
+#: How long to look whether there is a heartbeat, in seconds.
+MOMENT = 0.001
+
 logger = get_logger(__name__)
 
 
@@ -91,6 +94,26 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
         return Reject("rejected by its task"), "rejected"
 
 
+class LookBriefly(bootsteps.StartStopStep):
+    """Look only for a moment at the connection for events, which only brings heartbeats.
+
+    In a pool without an event loop, such as gevent, Celery does so after each message, and for 0.1
+    seconds: no worker would start more than ten tasks a second.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def include_if(self, parent: Any) -> bool:
+        """Leave it alone where there is an event loop."""
+        return not parent.hub
+
+    def start(self, parent: Any) -> None:
+        """Change the connection, at start and after each reconnection."""
+        connection = parent.event_dispatcher.connection
+        drain = connection.drain_events
+        connection.drain_events = lambda **_: drain(timeout=MOMENT)
+
+
 _celerys: Any = consumer.Consumer
 
 
@@ -105,6 +128,7 @@ class Consumer(_celerys):  # type: ignore[misc]
             DeclareQueues,
             DelaysAfterQueues,
             KeepDeadLetters,
+            LookBriefly,
         )
 
     def hand_back(self) -> None:
