@@ -156,18 +156,25 @@ class InstalledProject(Project):
         return InstalledProject(folder=folder, slug=self.slug, environment=self.environment)
 
 
-def install(project: Project, python: str | None = None, *, compiled: bool = False) -> InstalledProject:
+def install(
+    project: Project, python: str | None = None, *, compiled: bool = False, add: Sequence[str] = ()
+) -> InstalledProject:
     """Install a project with uv, as its users do, into a virtual environment of its own.
 
     `python` is a version or a path; without it UV_PYTHON counts, then the running Python. Installing takes a second;
-    when it shall be `compiled`, which pays where many processes are started, some more.
+    when it shall be `compiled`, which pays where many processes are started, some more. `add` names packages that the
+    project shall depend on as well.
 
     Raises RuntimeError with uv's output.
     """
     python = python or os.environ.get("UV_PYTHON") or sys.executable
     installed = InstalledProject(folder=project.folder, slug=project.slug, environment=project.folder / ".venv")
     done = subprocess.run(
-        [shutil.which("uv") or str(Path(sys.executable).with_name("uv")), "sync", "--python", python],
+        [
+            shutil.which("uv") or str(Path(sys.executable).with_name("uv")),
+            *(["add", *add] if add else ["sync"]),
+            *("--python", python),
+        ],
         cwd=project.folder,
         env=environment.of_a_package_client({"UV_COMPILE_BYTECODE": "1"} if compiled else {}),
         stdin=subprocess.DEVNULL,
@@ -176,7 +183,7 @@ def install(project: Project, python: str | None = None, *, compiled: bool = Fal
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"uv sync ended with status {done.returncode}:\n{done.stderr}")
+        raise RuntimeError(f"uv ended with status {done.returncode}:\n{done.stderr}")
     if compiled:  # uv leaves out what is editable
         installed.run("python", "-m", "compileall", "-q", project.slug, "runtime", timeout_seconds=300)
     return installed
@@ -187,16 +194,17 @@ def kept_project(
     task_modules: Mapping[str, Path],
     *,
     extras: Sequence[str] = (),
+    add: Sequence[str] = (),
     like: InstalledProject | None = None,
 ) -> InstalledProject:
     """Give the project of these answers, with these modules in its `tasks/` too, by name.
 
-    It is rendered and installed the first time, with these extras of our library, and then kept for other test
-    processes and later runs. With another project to be `like`, it is only rendered, and uses that one's environment.
+    It is rendered and installed the first time, with these extras of our library and the packages to `add`, and then
+    kept for other test processes and later runs. With another project to be `like`, it is only rendered, and uses that one's environment.
     Nobody may change it: see `InstalledProject.copy`.
     """
     python = os.environ.get("UV_PYTHON") or sys.executable
-    parts = [str(REPOSITORY), os.path.realpath(python), dict(answers), list(extras), like and like.folder.name]
+    parts = [str(REPOSITORY), os.path.realpath(python), dict(answers), list(extras), list(add), like and like.folder.name]
     key = hashlib.sha256(json.dumps(parts).encode())
     for name, path in [*_sources(), *sorted(task_modules.items())]:
         key.update(f"\0{name}\0".encode() + path.read_bytes())
@@ -212,7 +220,7 @@ def kept_project(
                 settings = folder / "pyproject.toml"
                 wanted = f"celery-service[{','.join(extras)}]"
                 settings.write_text(re.sub(r"celery-service\[.*?\]", wanted, settings.read_text()))
-                install(project, compiled=True)
+                install(project, compiled=True, add=add)
             about.write_text(json.dumps({"slug": project.slug}))
         about.touch()
         slug = json.loads(about.read_text())["slug"]

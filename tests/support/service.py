@@ -41,6 +41,13 @@ def plain_project() -> InstalledProject:
     return kept_project({}, modules, like=full_project())
 
 
+@functools.cache
+def green_project() -> InstalledProject:
+    """Give a project without async tasks, in an environment with gevent and eventlet, which users add themselves."""
+    modules = {"green": TASK_MODULES["green"]}
+    return kept_project({}, modules, extras=("redis", "rabbitmq"), add=("gevent", "eventlet"))
+
+
 class Service:
     """A project, the servers that it uses, and the workers and publishers that a test starts."""
 

@@ -20,6 +20,7 @@ PARTS = (
     "dead_letters",
     "brokers.redis.cluster",
     "lifecycle.versions",
+    "lifecycle.green",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
     "lifecycle.schedule",

@@ -42,6 +42,10 @@ class Consumer(_celerys):  # type: ignore[misc]
 
         return on_task_received
 
+    def hand_back(self) -> None:
+        """Give back what this worker holds."""
+        self.connection.close()
+
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that has not the form of a task."""
         self.keep(message, "undecodable", InvalidTaskError("not a task"))

@@ -49,7 +49,8 @@ def refuse(app: Celery, context: Context) -> None:
 
 def forgive(app: Celery, requests: Iterable[Any]) -> None:
     """Have deliveries not count that end because their worker stops. Without Redis they do."""
-    redis = redis_of(app)
+    # That of the app belongs to the threads that run tasks.
+    redis = redis_of(app, app._get_backend())
     if redis is None:
         return
     try:

@@ -45,9 +45,9 @@ class Settings(BaseSettings):
 settings = read(Settings)
 
 
-def redis_of(app: Celery) -> Any:
+def redis_of(app: Celery, backend: Any = None) -> Any:
     """Return the Redis of the results; None where they are elsewhere, as with embedded brokers."""
-    client = getattr(app.backend, "client", None)
+    client = getattr(backend or app.backend, "client", None)
     return client if hasattr(client, "zadd") else None
 
 

@@ -9,13 +9,18 @@ https://docs.celeryq.dev/en/stable/userguide/workers.html#worker-shutdown
 """
 
 import contextlib
+import functools
 import os
 import signal
-import threading
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.signals import celeryd_init, worker_shutting_down
+
+from celery_service.lifecycle import green
 
 # What it takes to end the processes and to give their messages back; at most half of the time.
 MARGIN = 5.0
@@ -32,15 +37,13 @@ def install(app: Celery) -> None:
 
 
 class _Shutdown:
-    """The one shutdown of a worker. All but the timers runs in signal handlers."""
+    """The one shutdown of a worker. All but its threads runs in signal handlers."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
-        grace: float = worker.app.conf.worker_soft_shutdown_timeout
-        self.margin = min(MARGIN, grace / 2)
-        self.deadline = threading.Timer(grace - self.margin, self.hand_back)
-        self.killer = threading.Timer(self.margin / 2, self.kill)
-        self.deadline.daemon = self.killer.daemon = True
+        self.grace: float = worker.app.conf.worker_soft_shutdown_timeout
+        self.margin = min(MARGIN, self.grace / 2)
+        self.counting = self.handing_back = False
         self.processes: list[Any] = []
         # Celery would sleep here for the whole timeout, even when the last task has long ended.
         worker.wait_for_soft_shutdown = self.before_cold_shutdown
@@ -48,40 +51,68 @@ class _Shutdown:
 
     def on_signal(self, how: str, **_: object) -> None:
         """Start to count at the first signal, hand back at the second."""
-        if how == "Warm" and self.deadline.ident is None:
-            self.deadline.start()
+        if how == "Warm" and not self.counting:
+            self.counting = True
+            green.start_thread(self.hand_back, after=self.grace - self.margin)
         elif how == "Warm":
             self.hand_back()
 
     def hand_back(self) -> None:
         """Begin the cold shutdown, once: Celery takes more of these signals as calls for haste."""
-        if self.killer.ident is None:
+        if self.handing_back:
+            return
+        if green.is_green():
+            self.handing_back = True
+            green.start_thread(self.leave)
+        else:
             os.kill(os.getpid(), signal.SIGQUIT)
 
     def before_cold_shutdown(self) -> None:
         """Make sure that it ends; Celery then cancels what runs, and closes its connection."""
-        # Imported here: publishers don't need it.
-        from celery.worker import state
-
-        from celery_service.dead_letters import poison
-
+        if green.is_green():
+            self.hand_back()
+            # Celery must do nothing more: it would wait, which a signal handler can't do here, and
+            # acknowledge the tasks that it cancels.
+            consumer = self.worker.consumer
+            consumer.task_consumer = consumer.pool = None
+            consumer.cancel_active_requests = lambda: None
+            self.worker.terminate = functools.partial(time.sleep, self.margin)
+            return
+        self.handing_back = True
         pool = self.worker.pool
         # Cancelled tasks see SystemExit. What is still there after half of the margin, is killed.
         self.processes = list(getattr(pool._pool, "_pool", ()))
-        self.killer.start()
-        # They did nothing wrong. A thread, since Redis may take longer than there is.
-        handed_back = [each for each in state.requests.values() if not each.acknowledged]
-        parts = (self.worker.app, handed_back)
-        forgiving = threading.Thread(target=poison.forgive, args=parts, daemon=True)
-        forgiving.start()
-        if not pool.uses_semaphore and state.active_requests:
+        green.start_thread(self.kill, after=self.margin / 2)
+        wait = self.forgive()
+        if not pool.uses_semaphore and self.worker.state.active_requests:
             # These tasks can't be cancelled: they run in this process, so it has to end.
-            forgiving.join(self.margin / 5)
+            wait(self.margin / 5)
             with contextlib.suppress(Exception):
                 if self.worker.hub:
                     self.worker.hub.close()
                 self.worker.on_stopped()
             os._exit(0)
+
+    def forgive(self) -> Callable[[float], None]:
+        """Have deliveries not count that end here: the tasks did nothing wrong."""
+        # Imported here: publishers don't need it.
+        from celery_service.dead_letters import poison
+
+        requests = list(self.worker.state.requests.values())
+        handed_back = [each for each in requests if not each.acknowledged]
+        # A thread, since Redis may take longer than there is.
+        return green.start_thread(poison.forgive, self.worker.app, handed_back)
+
+    def leave(self) -> None:
+        """Hand back what green threads run, and end. A task that computes doesn't stop this."""
+        from celery.apps.worker import safe_say
+
+        green.start_thread(os._exit, 0, after=0.8 * self.margin)  # if Redis takes too long
+        safe_say("worker: Cold shutdown (MainProcess)", sys.__stdout__)
+        self.forgive()(self.margin / 5)
+        with contextlib.suppress(Exception):
+            self.worker.consumer.hand_back()
+        os._exit(0)
 
     def kill(self) -> None:
         """End what still runs: somebody else gets its message next."""

@@ -12,6 +12,7 @@ from celery.signals import worker_init
 
 from celery_service.brokers.messages import MAX_DEPTH, is_too_deep
 from celery_service.dead_letters import poison
+from celery_service.lifecycle import green
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
 from celery_service.tasks.limits import limits
@@ -196,13 +197,13 @@ def _soft_time_limit() -> float | None:
 
 
 def _refuse_what_can_not_run(worker: Any) -> None:
-    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    pool = green.pool_of(worker)
     for name, task in sorted(worker.app.tasks.items()):
         if inspect.iscoroutinefunction(task.run):
             # Celery would report success without having run it.
             raise SystemExit(f"The task {name} is an `async def` on another base than celery.Task.")
         # Green threads replace the functions of the system that an event loop waits with.
-        if getattr(task, "_coroutine_function", None) and ("gevent" in pool or "eventlet" in pool):
+        if getattr(task, "_coroutine_function", None) and pool in green.POOLS:
             raise SystemExit(
                 f"The pool {pool} can't run async tasks such as {name}; "
                 "use --pool=prefork, threads or solo."

@@ -22,6 +22,9 @@ from celery_service.brokers.rabbitmq import BACKSTOP
 from celery_service.dead_letters.poison import PoisonMessage
 from celery_service.dead_letters.story import context_of
 
+#: How long to look whether there is a heartbeat, in seconds.
+MOMENT = 0.001
+
 logger = get_logger(__name__)
 
 
@@ -112,6 +115,26 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
         return "rejected", Reject("a worker has rejected it")
 
 
+class LookBriefly(bootsteps.StartStopStep):
+    """Look only for a moment at the connection for events, which only brings heartbeats.
+
+    In a pool without an event loop, such as gevent, Celery does so after each message, and for 0.1
+    seconds: no worker would start more than ten tasks a second.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def include_if(self, parent: Any) -> bool:
+        """Leave it alone where there is an event loop."""
+        return not parent.hub
+
+    def start(self, parent: Any) -> None:
+        """Change the connection, at start and after each reconnection."""
+        connection = parent.event_dispatcher.connection
+        drain = connection.drain_events
+        connection.drain_events = lambda **_: drain(timeout=MOMENT)
+
+
 _celerys: Any = celery.worker.consumer.Consumer
 
 
@@ -126,7 +149,18 @@ class Consumer(consumer.Consumer):
             DeclareQueues,
             DelaysAfterQueues,
             KeepDeadLetters,
+            LookBriefly,
         )
 
+<<<<<<< HEAD
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
         """Do nothing: RabbitMQ puts the message into `dead_letter`."""
+=======
+    def hand_back(self) -> None:
+        """Do nothing: RabbitMQ sees that the connection ends."""
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Reject a message whose body can't be read: RabbitMQ then gives it to `dead_letter`."""
+        logger.error("can't decode a message: %s", exc)
+        message.reject_log_error(logger, self.connection_errors)
+>>>>>>> h-green

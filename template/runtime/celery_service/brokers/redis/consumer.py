@@ -26,6 +26,11 @@ class Consumer(consumer.Consumer):
         super().__init__(*args, **kwargs)
         leases.holder = self.hostname
 
+    def hand_back(self) -> None:
+        """Give back what this worker holds. Any thread may ask: this opens a connection."""
+        with self.app.connection_for_write() as connection:
+            connection.default_channel.qos.hand_back()
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Have running tasks acknowledged on the next connection."""
         if isinstance(exc, ResponseError):

@@ -17,7 +17,6 @@ A worker that is frozen or cut off for longer than a lease loses what it holds: 
 import math
 import os
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,8 @@ from celery.utils.log import get_logger
 from kombu.transport.redis import Channel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from celery_service.lifecycle import green
 
 RENEW = Path(__file__).with_name("renew.lua").read_text(encoding="utf-8")
 CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
@@ -56,10 +57,14 @@ class Leases:
         #: What Redis couldn't be told yet, by delivery tag: on the next connection it is.
         self.untold: dict[str, str] = {}
         self._held: dict[str, str] = {}
+        #: What the thread has to say where it can't log: see lifecycle/green.py.
+        self.unsaid: list[tuple[object, ...]] = []
+        #: Whether everything was given back, and nothing may be fetched any more.
+        self.closed = False
         self._on_its_way = ""
         self._channel: Any = None
-        self._client: Any = None
-        self._thread: threading.Thread | None = None
+        self._own: Any = None
+        self._process = 0
         # By Redis's clock: when the own leases were renewed last, and since when without a gap.
         self._renewed = 0.0
         self._unbroken_since = 0.0
@@ -67,10 +72,10 @@ class Leases:
     def new_tag(self, channel: Any) -> str:
         """Return the tag for what is fetched next on this channel. It is renewed from then on."""
         self._channel = channel
-        if self._thread is None or not self._thread.is_alive():
-            # A thread, since the event loop waits for its servers, and in `solo` for tasks too.
-            self._thread = threading.Thread(target=self._keep_renewing, name="leases", daemon=True)
-            self._thread.start()
+        if self._process != os.getpid():
+            # A thread, since the event loop waits for its servers, and in some pools for tasks too.
+            self._process = os.getpid()
+            green.start_thread(self._keep_renewing)
         holder = self.holder or f"{socket.gethostname()}:{os.getpid()}"
         lease = math.ceil(channel.visibility_timeout)
         self._on_its_way = f"{PREFIX}{lease}/{holder}/{uuid4()}"
@@ -88,16 +93,31 @@ class Leases:
     def warn_of_lost(self, names: Sequence[str | None]) -> None:
         """Say which messages others may have taken over; None stands for what isn't held here."""
         if known := [name for name in names if name]:
-            logger.warning(
+            self._warn(
                 "lost the lease of %d messages, which others may run as well: %s. "
                 "This process was frozen or cut off from Redis, or Redis lost its data.",
                 *(len(known), ", ".join(known[:10])),
             )
 
+    def close(self) -> list[str]:
+        """Fetch no more, and return the tags of what is held or on its way: to give it back."""
+        self.closed = True
+        return [*self._held, self._on_its_way]
+
+    def say(self) -> None:
+        """Log what the thread has to say."""
+        while self.unsaid:
+            logger.warning(*self.unsaid.pop(0))
+
+    def _warn(self, *line: object) -> None:
+        self.unsaid.append(line)
+        if not green.is_green():
+            self.say()
+
     def _keep_renewing(self) -> None:
         lease = float(self._channel.visibility_timeout)
         if lease > LONG:
-            logger.warning(
+            self._warn(
                 "visibility_timeout is %g s: what a dead worker held comes back after so long. "
                 "It may be shorter than a task, since workers renew it; the default is 60.",
                 lease,
@@ -108,8 +128,7 @@ class Leases:
                 self._renew(lease)
                 while self._take_over(lease) == BATCH:
                     self._renew(lease)
-            except Exception as error:  # whatever it is, others hold their leases only with us
-                logger.debug("leases are not renewed: %s", error)
+            except Exception:  # whatever it is, others hold their leases only with us
                 pause = min(pause, RETRY)
             time.sleep(pause)
 
@@ -131,24 +150,26 @@ class Leases:
         found = self._eval(CLAIM, PREFIX, lease, timeout, self._renewed, BATCH)
         tags = [tag.decode() for tag in found]
         for tag in tags:
-            self._channel.qos.restore_by_tag(tag, client=self._client)
+            self._own_channel().qos.restore_by_tag(tag)
         holders = Counter(_holder(tag) for tag in tags)
         for holder, number in holders.items():
-            logger.warning(
-                "took over %d messages from %s, which has not renewed them", number, holder
-            )
+            self._warn("took over %d messages from %s, which has not renewed them", number, holder)
         return len(tags)
 
     def _eval(self, script: str, *arguments: object) -> Any:
-        channel = self._channel
-        if self._client is None:
-            # Connections of its own, which outlive the channel's. Without redis-py's retries, whose
-            # pauses add up to more than a short lease: the next attempt is ours.
-            pool = channel._get_pool()
-            pool.set_retry(Retry(NoBackoff(), 0))
-            self._client = channel.Client(connection_pool=pool)
+        channel = self._own_channel()
         key = f"{channel.global_keyprefix}{channel.unacked_index_key}"
-        return self._client.execute_command("EVAL", script, 1, key, *arguments)
+        with channel.conn_or_acquire() as client:
+            return client.execute_command("EVAL", script, 1, key, *arguments)
+
+    def _own_channel(self) -> Any:
+        """Return a channel whose connections are the thread's own, and outlive those of the worker."""
+        if self._own is None:
+            self._own = self._channel.connection.client.clone().channel()
+            # Without redis-py's retries, whose pauses add up to more than a short lease: the next
+            # attempt is ours.
+            self._own.pool.set_retry(Retry(NoBackoff(), 0))
+        return self._own
 
 
 def _holder(tag: str) -> str:

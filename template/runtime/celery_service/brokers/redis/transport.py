@@ -6,6 +6,7 @@ what was taken, and puts back what dead workers have left.
 """
 
 import json
+import threading
 import time
 from pathlib import Path
 from queue import Empty
@@ -24,6 +25,11 @@ from celery_service.brokers.redis.lease import leases
 LONGEST_WAIT = 0.25
 #: How long a worker waits, in seconds, when Redis can't write: it is out of memory or disk space.
 REFUSAL = 1.0
+#: How long a loop that can't hear of acknowledgements waits for one, in seconds.
+BUSY_WAIT = 0.02
+#: How many green threads tell Redis at a time what becomes of their messages: a channel has ten
+#: connections.
+TELLING = 4
 
 FETCH = Path(__file__).with_name("fetch.lua").read_text(encoding="utf-8")
 PUT = Path(__file__).with_name("put.lua").read_text(encoding="utf-8")
@@ -35,6 +41,10 @@ _redis: Any = kombu.transport.redis
 
 class QoS(_redis.QoS):  # type: ignore[misc]
     """Keeps the books about what this worker has taken."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._telling = threading.Semaphore(TELLING)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Remember a message; FETCH has written it down."""
@@ -85,6 +95,12 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         """Leave a message to its task, which outlives the connection."""
         virtual.QoS.ack(self, delivery_tag)
 
+    def hand_back(self) -> None:
+        """Give back what this process holds, on whichever channel, and have it fetch no more."""
+        self.catch_up()
+        for tag in leases.close():
+            self.settle(tag, "first")
+
     def catch_up(self) -> None:
         """Tell Redis what it couldn't be told before.
 
@@ -99,7 +115,9 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         """Tell Redis what becomes of a message: now, or on the next connection."""
         name = leases.discard(tag)
         try:
-            if not self._tell(tag, outcome):
+            with self._telling:
+                was_ours = self._tell(tag, outcome)
+            if not was_ours:
                 leases.warn_of_lost([name])
         except Exception as error:  # whatever it is, the connection is of no use
             logger.warning("can't tell Redis yet that a message is %s: %s", outcome, error)
@@ -143,7 +161,7 @@ class _Fetching:
 
     def _brpop_start(self: Any) -> None:
         """Ask for a message; when there was none, for a sign that there is one."""
-        if time.monotonic() < self._refused_until:
+        if leases.closed or time.monotonic() < self._refused_until:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -247,13 +265,24 @@ class SentinelChannel(_Fetching, _redis.SentinelChannel):  # type: ignore[misc]
     """A channel to the Redis that Sentinel names."""
 
 
-class Transport(_redis.Transport):  # type: ignore[misc]
+class _Draining:
+    """What a worker waits with in a pool that has no event loop, such as gevent."""
+
+    def drain_events(self: Any, connection: Any, timeout: float | None = None) -> None:
+        """Handle what comes; when nothing may be fetched, look soon whether a task has ended."""
+        leases.say()
+        if any(each.active_queues and not each.qos.can_consume() for each in self.channels):
+            timeout = BUSY_WAIT
+        super().drain_events(connection, timeout)  # type: ignore[misc]
+
+
+class Transport(_Draining, _redis.Transport):  # type: ignore[misc]
     """What `redis://` and `rediss://` stand for: see `brokers.redis.settings`."""
 
     Channel = Channel
 
 
-class SentinelTransport(_redis.SentinelTransport):  # type: ignore[misc]
+class SentinelTransport(_Draining, _redis.SentinelTransport):  # type: ignore[misc]
     """What `sentinel://` stands for."""
 
     Channel = SentinelChannel

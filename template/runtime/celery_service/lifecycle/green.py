@@ -1,0 +1,107 @@
+"""The pools gevent and eventlet: they replace Python's threads by green threads, which take turns.
+
+A green thread runs only while the others wait, so one task that computes stops all of them, and
+the event loop with them. What must go on meanwhile runs in a thread of the system. There it has
+connections of its own and doesn't log, since sockets and locks are green as well.
+"""
+
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_after_setup, celeryd_init, worker_init
+from kombu.utils.compat import detect_environment
+
+POOLS = ("gevent", "eventlet")
+#: More connections than a worker has tasks. redis-py would allow 100.
+NO_LIMIT = 1_000_000
+
+logger = logging.getLogger(__name__)
+
+
+def install(app: Celery) -> None:
+    """Have each worker of `app` share connections among green threads, and say what they can't."""
+
+    def set_up(instance: Any, **_: object) -> None:
+        # Each green thread is one task. Celery would give each a result backend of its own, whose
+        # connections stay open until the garbage collector finds them.
+        if instance.app is app and is_green():
+            app.conf.result_backend_thread_safe = True
+            app.conf.redis_max_connections = app.conf.redis_max_connections or NO_LIMIT
+            app.Task.Request = "celery_service.lifecycle.green_request:Request"
+
+    def refuse(sender: Any, **_: object) -> None:
+        if sender.app is app:
+            _refuse_without_patches(pool_of(sender))
+
+    def warn(instance: Any, **_: object) -> None:
+        if instance.app is app and pool_of(instance) == "eventlet":
+            logger.warning(
+                "the pool eventlet enforces no time limits: a task that hangs holds its place for "
+                "ever; eventlet is deprecated, use --pool=gevent or threads"
+            )
+
+    celeryd_init.connect(set_up, weak=False)
+    worker_init.connect(refuse, weak=False)
+    celeryd_after_setup.connect(warn, weak=False)
+
+
+def is_green() -> bool:
+    """Tell whether the threads of this process are green."""
+    return bool(detect_environment() in POOLS)
+
+
+def pool_of(worker: Any) -> str:
+    """Return the name of the pool of a worker, such as "gevent"."""
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    return str(pool).rpartition(".")[2].partition(":")[0]
+
+
+def start_thread(
+    function: Callable[..., object], *args: object, after: float = 0
+) -> Callable[[float], None]:
+    """Start a thread of the system, `after` so many seconds. It ends with the process.
+
+    Returns:
+        What waits until the function has ended, for so many seconds at most.
+    """
+    ended = False
+
+    def run() -> None:
+        nonlocal ended
+        time.sleep(after)
+        try:
+            function(*args)
+        finally:
+            ended = True
+
+    def wait(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not ended and time.monotonic() < until:
+            time.sleep(0.01)
+
+    environment = detect_environment()
+    if environment == "gevent":
+        importlib.import_module("gevent.monkey").get_original("_thread", "start_new_thread")(run, ())
+    elif environment == "eventlet":
+        importlib.import_module("eventlet.patcher").original("_thread").start_new_thread(run, ())
+    else:
+        threading.Thread(target=run, daemon=True).start()
+    return wait
+
+
+def _refuse_without_patches(pool: str) -> None:
+    """Stop a worker whose tasks would block each other.
+
+    Raises:
+        SystemExit: The pool is green and the process isn't.
+    """
+    if pool in POOLS and detect_environment() != pool:
+        raise SystemExit(
+            f"The pool {pool} must be named on the command line, as --pool={pool} or -P {pool}: "
+            "Celery prepares the process for it before it reads settings."
+        )
