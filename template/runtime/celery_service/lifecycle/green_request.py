@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from celery.worker.request import Request as CelerysRequest
+from celery_service.tasks import request
 
 
-class Request(CelerysRequest):
-    """Celery's, whose time-outs become dead letters, and which doesn't acknowledge what it cancels."""
+class Request(request.Request):
+    """That of other pools, whose time-outs become dead letters, and which doesn't acknowledge what it cancels."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Have the task know its request once more: those who hear of the failure look there."""
