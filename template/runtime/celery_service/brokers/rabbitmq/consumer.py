@@ -152,15 +152,8 @@ class Consumer(consumer.Consumer):
             LookBriefly,
         )
 
-<<<<<<< HEAD
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
         """Do nothing: RabbitMQ puts the message into `dead_letter`."""
-=======
+
     def hand_back(self) -> None:
         """Do nothing: RabbitMQ sees that the connection ends."""
-
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Reject a message whose body can't be read: RabbitMQ then gives it to `dead_letter`."""
-        logger.error("can't decode a message: %s", exc)
-        message.reject_log_error(logger, self.connection_errors)
->>>>>>> h-green
