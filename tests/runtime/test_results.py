@@ -6,7 +6,8 @@ from typing import Any, cast
 import celery_service
 import pytest
 from celery import Celery
-from celery_service.data.results import RedisBackend, passes
+from celery_service.brokers.redis.backend import RedisBackend
+from celery_service.data.results import passes
 from celery_service.dead_letters.store import deliveries_key
 from kombu.utils.encoding import bytes_to_str
 from redis import exceptions

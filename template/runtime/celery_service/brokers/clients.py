@@ -1,7 +1,7 @@
 """Clients never wait for a server that is away: publishers, web processes, shells.
 
 They get an `OperationalError` within 10 seconds, which names the server. Only workers wait.
-brokers/redis/results.py is the part of it that reads results.
+brokers/redis/backend.py is the part of it that reads results.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from celery_service.brokers.errors import broker_errors
 _amqp: Any = amqp
 _control: Any = control
 
-RESULTS = "celery_service.brokers.redis.results"
+RESULTS = "celery_service.brokers.redis.backend"
 
 
 def install(app: Celery) -> None:
