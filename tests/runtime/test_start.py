@@ -199,7 +199,26 @@ def test_both_kinds_of_loggers_write_the_same_json_lines(forks: Forks, service: 
     assert all(line["timestamp"].endswith("Z") for line in lines)
 
 
-def test_what_tasks_print_is_not_kept_back(forks: Forks, service: Path) -> None:
-    code = LOG.splitlines()[1:4]
-    code += ["celery.log.setup()", "print('printed')", "import os; os._exit(0)"]
-    assert forks.run("\n".join(code), service, MEMORY).stdout == "printed\n"
+PRINT = """
+import os
+
+import celery_service
+from celery import Celery, signals
+
+celery_service.install(Celery("x"), tasks="my_service.tasks", without={{"observability.logging"}})
+signals.{starts}
+print("printed")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        "celeryd_init.send(sender='x', instance=type('Worker', (), {'app': None}))",
+        "worker_process_init.send(sender='x')",
+        "beat_init.send(sender=type('Beat', (), {'app': None}))",
+    ],
+)
+def test_what_a_process_prints_is_not_kept_back(forks: Forks, service: Path, starts: str) -> None:
+    assert forks.run(PRINT.format(starts=starts), service, MEMORY).stdout == "printed\n"
