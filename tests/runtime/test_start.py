@@ -119,6 +119,28 @@ def test_a_task_that_can_not_run_as_it_should_stops_the_worker(
     assert status == (0 if says == "starts\n" else 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ("", "600.0 540.0"),
+        ("time_limit=60", "60 54.0"),
+        ("time_limit=60, soft_time_limit=30", "60 30"),
+        ("soft_time_limit=30", "600.0 30"),
+        ("soft_time_limit=900", "600.0 540.0"),
+    ],
+)
+def test_a_limit_on_the_command_line_of_a_worker_counts_as_the_setting_does(
+    forks: Forks, service: Path, options: str, limits: str
+) -> None:
+    code = (
+        "from my_service.celery import celery\n"
+        f"worker = celery.Worker(pool='solo', {options})\n"
+        "print(worker.time_limit, worker.soft_time_limit)\n"
+        "print(celery.conf.task_time_limit, celery.conf.task_soft_time_limit)"
+    )
+    assert forks.run(code, service, REDIS).stdout.splitlines() == [limits] * 2
+
+
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_green_threads_are_refused_where_tasks_are_async(forks: Forks, service: Path, pool: str) -> None:
     task = "@celery.task(name='green')\nasync def green(): pass"
