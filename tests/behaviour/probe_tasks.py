@@ -73,6 +73,16 @@ def stubborn(path: str, key: str, seconds: float) -> str:
         note(path, f"went on with {key}")
 
 
+@current_app.task(name="probe.say")
+def say(path: str) -> None:
+    """Print a line and a part of one, then run until a file is there."""
+    print("a whole line")
+    print("an unfinished one", end="")
+    end = time.monotonic() + 60
+    while not Path(path).with_name("go").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 @current_app.task(name="probe.stuck")
 def stuck() -> None:
     """Do nothing, but see below."""

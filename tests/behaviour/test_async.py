@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.distribution import on_one_worker
-from support.project import InstalledProject
+from support.project import InstalledProject, Worker
 from support.service import Service, service_on_redis
 
 
@@ -22,21 +22,31 @@ def pool(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def of_the_pool(pool: str, project: InstalledProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a worker of this pool, which has a soft time limit."""
+def of_the_pool(
+    pool: str, project: InstalledProject, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Worker]]:
+    """A service and a worker of this pool, which has a soft time limit."""
     with (
         service_on_redis(project, tmp_path_factory.mktemp(pool)) as service,
         service.worker("worker", "--concurrency=1", f"--pool={pool}", CELERY_TASK_SOFT_TIME_LIMIT="2") as worker,
     ):
         worker.wait_ready()
-        yield service
+        yield service, worker
 
 
 @pytest.fixture
-def running(of_the_pool: Service) -> Service:
-    """The same without notes."""
-    of_the_pool.notes.write_text("")
-    return of_the_pool
+def running(of_the_pool: tuple[Service, Worker]) -> Service:
+    """The service without notes."""
+    service, _ = of_the_pool
+    service.notes.write_text("")
+    return service
+
+
+@pytest.fixture
+def worker(of_the_pool: tuple[Service, Worker]) -> Worker:
+    """The worker."""
+    _, worker = of_the_pool
+    return worker
 
 
 def fail(service: Service, call: str) -> str:
@@ -92,6 +102,16 @@ def test_a_task_that_could_end_the_worker_only_fails(running: Service, task: str
     assert "RecursionError" in fail(running, f"failing.{task}.delay(notes, 'recursion')")
     assert running.python("asynchronous.add.delay(1, 2).get(timeout=30)") == 3
     assert running.lines() == ["start"] * 4
+
+
+def test_what_a_task_prints_is_not_kept_back(running: Service, worker: Worker) -> None:
+    # The worker writes to a file. A soft time limit of its own: that of the worker is 2 s.
+    task = running.send("probe.say.apply_async((notes,), soft_time_limit=60)")
+    worker.wait_for(r"\na whole line\n")
+    assert running.state(task) == "STARTED"
+    (running.folder / "go").touch()
+    running.result(task)
+    worker.wait_for("an unfinished one")
 
 
 # Other pools have no signals: docs/dev/async.md says so.

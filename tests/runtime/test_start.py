@@ -119,6 +119,28 @@ def test_a_task_that_can_not_run_as_it_should_stops_the_worker(
     assert status == (0 if says == "starts\n" else 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ("", "600.0 540.0"),
+        ("time_limit=60", "60 54.0"),
+        ("time_limit=60, soft_time_limit=30", "60 30"),
+        ("soft_time_limit=30", "600.0 30"),
+        ("soft_time_limit=900", "600.0 540.0"),
+    ],
+)
+def test_a_limit_on_the_command_line_of_a_worker_counts_as_the_setting_does(
+    forks: Forks, service: Path, options: str, limits: str
+) -> None:
+    code = (
+        "from my_service.celery import celery\n"
+        f"worker = celery.Worker(pool='solo', {options})\n"
+        "print(worker.time_limit, worker.soft_time_limit)\n"
+        "print(celery.conf.task_time_limit, celery.conf.task_soft_time_limit)"
+    )
+    assert forks.run(code, service, REDIS).stdout.splitlines() == [limits] * 2
+
+
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_green_threads_are_refused_where_tasks_are_async(forks: Forks, service: Path, pool: str) -> None:
     task = "@celery.task(name='green')\nasync def green(): pass"
@@ -199,7 +221,26 @@ def test_both_kinds_of_loggers_write_the_same_json_lines(forks: Forks, service: 
     assert all(line["timestamp"].endswith("Z") for line in lines)
 
 
-def test_what_tasks_print_is_not_kept_back(forks: Forks, service: Path) -> None:
-    code = LOG.splitlines()[1:4]
-    code += ["celery.log.setup()", "print('printed')", "import os; os._exit(0)"]
-    assert forks.run("\n".join(code), service, MEMORY).stdout == "printed\n"
+PRINT = """
+import os
+
+import celery_service
+from celery import Celery, signals
+
+celery_service.install(Celery("x"), tasks="my_service.tasks", without={{"observability.logging"}})
+signals.{starts}
+print("printed")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        "celeryd_init.send(sender='x', instance=type('Worker', (), {'app': None}))",
+        "worker_process_init.send(sender='x')",
+        "beat_init.send(sender=type('Beat', (), {'app': None}))",
+    ],
+)
+def test_what_a_process_prints_is_not_kept_back(forks: Forks, service: Path, starts: str) -> None:
+    assert forks.run(PRINT.format(starts=starts), service, MEMORY).stdout == "printed\n"

@@ -92,11 +92,15 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
     "tasks.base": (
+        "billiard.common:terminate_handler_fired",
+        "celery.app.base:Celery.send_task",  # Task.apply_async and beat call it
         # They make a class of each body, and wrap its `run` afterwards.
         "celery.app.autoretry:add_autoretry_behaviour",
         "celery.app.base:Celery._task_from_fun",
     ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
+    # It asks for time_limits, and calls on_failure.
+    "tasks.request": ("celery.worker.request:create_request_cls",),
 }
 
 

@@ -36,7 +36,6 @@ WITH_EXTRAS = {
 #: Declared although nothing imports it, and why.
 NOT_IMPORTED = {
     "aiosqlite": "SQLAlchemy's driver for SQLite, by the name in a URL",
-    "billiard": "Celery's pool of processes: declared for its bound",
     "psycopg": "SQLAlchemy's driver for PostgreSQL, by the name in a URL",
 }
 

@@ -2,10 +2,8 @@
 error, each with the id and the name of the task that it comes from.
 """
 
-import io
 import logging
 import logging.config
-import sys
 from typing import Any
 
 import structlog
@@ -63,10 +61,6 @@ def set_up_handlers(
         )
     )
     logging.basicConfig(level=loglevel or logging.INFO, handlers=[handler], force=True)
-    # Into a file or a pipe Python writes 8 KiB at a time, and a child of the pool that is killed or
-    # replaced takes what tasks have printed with it.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _bind_task(task_id: str, task: Any, **kwargs: object) -> None:

@@ -15,7 +15,7 @@ from celery_service.dead_letters import poison
 from celery_service.lifecycle import green
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
-from celery_service.tasks.limits import limits
+from celery_service.tasks.limits import limits, take_from_command_line
 from celery_service.tasks.options import check
 
 _ENDS_A_PROCESS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
@@ -153,6 +153,7 @@ def install(app: celery.Celery) -> None:
 
     def check_tasks(sender: Any, **kwargs: object) -> None:
         if sender.app is app:
+            take_from_command_line(sender)
             _refuse_what_can_not_run(sender)
 
     worker_init.connect(check_tasks, weak=False)

@@ -31,5 +31,15 @@ def limits(task: Any, of_message: Any) -> tuple[float | None, float | None]:
     return hard, soft
 
 
+def take_from_command_line(worker: Any) -> None:
+    """Have the options `--time-limit` and `--soft-time-limit` count as the settings do."""
+    conf = worker.app.conf
+    hard, soft = worker.time_limit, worker.soft_time_limit
+    is_own = hard != conf.task_time_limit and soft == conf.task_soft_time_limit
+    if hard and soft and (is_own or soft > hard):
+        worker.soft_time_limit = SOFT * hard
+    conf.task_time_limit, conf.task_soft_time_limit = hard, worker.soft_time_limit
+
+
 def _seconds(value: Any) -> float | None:
     return value if isinstance(value, int | float) and 0 < value < math.inf else None

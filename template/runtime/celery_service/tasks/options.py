@@ -72,7 +72,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_seconds(value) or _is_moment(value),
         f"{_SECONDS}, or {_MOMENT}",
     ),
-    "priority": (lambda value: _is_whole_number(value) and value < 10, "a number from 0 to 9"),
+    "priority": (
+        lambda value: _is_whole_number(value) and value < 256,
+        "a whole number from 0 to 255",
+    ),
     "queue": (lambda value: isinstance(value, str | Queue), "the name of a queue"),
     "retries": (_is_whole_number, "a whole number, 0 or more"),
     "soft_time_limit": _LIMIT,
