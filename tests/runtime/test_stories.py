@@ -1,4 +1,4 @@
-"""The record of a message that can't succeed: what it says, and how to send it again."""
+"""The record of a message that can't succeed."""
 
 import json
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from support.forks import Forks
 
 
 def sent(app: Celery, *args: Any, headers: dict[str, Any], **options: Any) -> Any:
-    """A message as a worker gets it."""
+    """A message as a worker receives it."""
     celerys, properties, body, _ = app.amqp.as_task_v2("id", "tests.task", args, {"key": "é"}, **options)
     return SimpleNamespace(
         headers=celerys | headers,
