@@ -155,8 +155,8 @@ def receive(server: Any, body: str) -> None:
     Earlier messages may be redelivered after a kill: RabbitMQ doesn't confirm acknowledgements, and one may not have
     been on disk.
 
-    This uses `get`, because a consumer would receive the next message as well. RabbitMQ 3.10 may lose this message if it
-    is killed at the moment when the consumer disconnects (in 1 of 20 cases).
+    This uses `get`, because a consumer would receive the next message as well. RabbitMQ 3.10 may lose that message if
+    it is killed at the moment when the consumer disconnects (in 1 of 20 cases).
     """
 
     def came() -> bool:
