@@ -56,7 +56,7 @@ def test_a_message_that_is_no_task_is_stored_as_text(body: str | bytes) -> None:
     assert record["body"]
 
 
-def test_a_message_that_rabbitmq_has_delayed_has_its_own_queue() -> None:
+def test_what_rabbitmq_has_delayed_belongs_to_its_queue() -> None:
     delayed = "0." * 27 + "1." + "default"
     context = Context({"id": "a", "task": "t", "delivery_info": {"routing_key": delayed}})
     assert story(context, reason="failure", error="x")["queue"] == "default"

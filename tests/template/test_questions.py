@@ -328,7 +328,7 @@ def test_every_answer_that_can_be_wrong_is_checked_before_copier_checks_it() -> 
 
 
 class Terminal:
-    """A terminal that runs a command and types answers."""
+    """A terminal in which a command runs and somebody types."""
 
     def __init__(self, *command: str | Path, cwd: Path) -> None:
         self.fd, follower = pty.openpty()
@@ -356,12 +356,12 @@ class Terminal:
         os.close(self.fd)
 
     def type(self, keys: str) -> None:
-        """Type text. `expect` then waits for new output."""
+        """Press keys. What is expected next must be shown after this."""
         self.shown = ""
         os.write(self.fd, keys.encode())
 
     def expect(self, text: str, seconds: float = 20) -> str:
-        """Wait for the text, and return all output since the last input."""
+        """Wait until the text is there, and give all that has been shown since something was typed."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
             left = deadline - time.monotonic()
@@ -371,7 +371,7 @@ class Terminal:
         return self.shown
 
     def end(self, seconds: float = 20) -> int:
-        """Wait until the command has exited, and return its status."""
+        """Wait until the command has ended, and give its exit status."""
         return self.process.wait(seconds)
 
     def _read(self) -> str:
