@@ -1,4 +1,4 @@
-"""What all tests share: a RabbitMQ, Copier without a developer's own settings, lines for the end of the report."""
+"""Fixtures for all tests: a RabbitMQ, Copier without a developer's settings, and lines for the report."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,14 +24,14 @@ def summary(pytestconfig: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One RabbitMQ for all tests of a process: it takes seconds to start."""
+    """One RabbitMQ for all tests of a process, because it takes seconds to start."""
     with start_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Copier would take default answers and trusted repositories from the user's settings file."""
+    """Without this, Copier would read default answers and trusted repositories from the user's settings file."""
     path = tmp_path_factory.mktemp("copier") / "settings.yml"
     path.write_text("{}\n")  # Copier refuses a file that is altogether empty
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A stack for each broker."""
+"""A Compose stack for each broker."""
 
 import shutil
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _fast_copier() -> Iterator[None]:
 
 @pytest.fixture(scope="class")
 def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The project for the broker that the class names, started by its own `make up`."""
+    """A project for the broker that the class names, started with its own `make up`."""
     require_engine()
     broker = request.cls.broker
     project = render(tmp_path_factory.mktemp(broker) / "project", PROJECTS[broker])
@@ -56,7 +56,7 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def stack(request: pytest.FixtureRequest, started: Stack) -> Stack:
-    """That stack, with all of its services running, whatever the test before has left."""
+    """The stack with all of its services running, even if the previous test has stopped some."""
     if {"celery", "beat", "redis", request.cls.broker} - set(
         started.compose("ps", "--services", "--status=running").split()
     ):

@@ -1,4 +1,4 @@
-"""What a stack of containers promises, on either broker: test_stack_redis.py and test_stack_rabbitmq.py run these.
+"""Tests of the Compose stack for both brokers. test_stack_redis.py and test_stack_rabbitmq.py run them.
 
 The tests of a class share one stack, and leave it running.
 """
@@ -10,14 +10,14 @@ from support.containers import Stack
 
 
 def send(stack: Stack, prefix: str, count: int, call: str = "probe.work.delay(notes, key, 0.5)") -> list[str]:
-    """Send tasks from inside, and give the lines that they note at their end."""
+    """Send tasks from a container, and return the lines that they write when they end."""
     keys = [f"{prefix}-{number}" for number in range(count)]
     stack.python(f"for key in {keys!r}: {call}\n")
     return [f"end {key}" for key in keys]
 
 
 class Promises:
-    """The tests of one broker, which the class that inherits them names."""
+    """The tests of one broker. A subclass names the broker."""
 
     broker: str
 
@@ -64,7 +64,7 @@ class Promises:
         probes: set[str] = set()
 
         def seven_probes() -> bool:
-            """They take longer than the silence that makes a worker unhealthy."""
+            """These probes take longer than the silence after which a worker is unhealthy."""
             probes.add(stack.last_probe("celery"))
             assert stack.health("celery") == "healthy"
             return len(probes) > 7

@@ -1,4 +1,4 @@
-"""The files for containers and CI, in every content that any combination of the answers gives them.
+"""The files for containers and CI, in all contents that combinations of answers give them.
 
 Equal contents are checked once.
 """
@@ -36,7 +36,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Tree]:
 
 
 def distinct(trees: Sequence[Tree], folder: Path, *names: str) -> list[Path]:
-    """Write these files of each combination that has the first of them, equal ones once; give the folders."""
+    """Write the distinct contents of these files, for combinations with the first one; return the folders."""
     found = {tuple(tree.files[name] for name in names) for tree in trees if names[0] in tree.files}
     assert found
     folders = [folder / str(number) for number in range(len(found))]
@@ -46,7 +46,7 @@ def distinct(trees: Sequence[Tree], folder: Path, *names: str) -> list[Path]:
 
 
 def tool(name: str) -> str:
-    """Give the path of a program that is installed beside these tests."""
+    """Return the path of a program in the environment of these tests."""
     return str(Path(sys.executable).with_name(name))
 
 

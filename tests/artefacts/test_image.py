@@ -1,4 +1,4 @@
-"""The image is built once, and looked at from all sides, on a real engine."""
+"""The image is built once, and these tests inspect it on a real engine."""
 
 import re
 import secrets
@@ -19,7 +19,7 @@ BUDGET = 50
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A project and its image, whose name is the distribution's."""
+    """A project and its image, which has the name of the distribution."""
     require_engine()
     project = render(tmp_path_factory.mktemp("image") / "project", {"package_slug": "an_image"})
     (project.folder / "celeryconfig.py").write_text("task_default_priority = 7\n")
@@ -31,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 
 def in_image(*command: str, **variables: str) -> str:
-    """Run a command in the image, and give what it prints."""
+    """Run a command in the image, and return its output."""
     given = [option for name, value in variables.items() for option in ("--env", f"{name}={value}")]
     return run("docker", "run", *HARDENED, *given, "an-image", *command)
 

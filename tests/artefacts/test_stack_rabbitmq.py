@@ -1,11 +1,11 @@
-"""The Compose stack on RabbitMQ, with all that can be chosen, is started, used, attacked and stopped."""
+"""The Compose stack on RabbitMQ with all options is started, used, attacked and stopped."""
 
 from artefacts.promises import Promises
 from support.containers import Stack, assert_is_small, watching
 
 
 class TestOnRabbitMQ(Promises):
-    """What doesn't depend on the broker is half here, half in test_stack_redis.py: the two run side by side."""
+    """Half of the tests that don't depend on the broker. test_stack_redis.py has the others and runs in parallel."""
 
     broker = "rabbitmq"
 

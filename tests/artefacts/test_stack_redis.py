@@ -5,7 +5,7 @@ from support.containers import Stack
 
 
 class TestOnRedis(Promises):
-    """What doesn't depend on the broker is half here, half in test_stack_rabbitmq.py: the two run side by side."""
+    """Half of the tests that don't depend on the broker. test_stack_rabbitmq.py has the others and runs in parallel."""
 
     broker = "redis"
 

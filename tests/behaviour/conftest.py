@@ -1,4 +1,4 @@
-"""One project for all tests of behaviour, with real servers to run its real workers on."""
+"""One installed project for all tests of behaviour, with real servers for its workers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,15 +14,16 @@ ServiceOn = Callable[[str, InstalledProject, Path], AbstractContextManager[Servi
 
 @pytest.fixture(scope="session")
 def project() -> InstalledProject:
-    """The project; a test that has to change its files takes a copy."""
+    """The project. A test that changes its files uses a copy."""
     return plain_project()
 
 
 @pytest.fixture(scope="session")
 def service_on(request: pytest.FixtureRequest) -> ServiceOn:
-    """Give a project on empty servers: `with service_on("redis", project, folder) as service`.
+    """Return a project on empty servers: `with service_on("redis", project, folder) as service`.
 
-    On RabbitMQ, a module of tests has either one for all of them or one for each: all use the same server.
+    On RabbitMQ, all services use the same server. So a module of tests has either one service for all tests or one for
+    each test.
     """
 
     def start(broker_name: str, project: InstalledProject, folder: Path) -> AbstractContextManager[Service]:
@@ -35,7 +36,7 @@ def service_on(request: pytest.FixtureRequest) -> ServiceOn:
 
 @pytest.fixture(params=["redis", "rabbitmq"])
 def broker_name(request: pytest.FixtureRequest) -> str:
-    """Both brokers, one after the other."""
+    """Run a test on both brokers."""
     return str(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Beat sends what the schedule says, or says why it can't."""
+"""Beat sends the tasks of the schedule, or exits with the reason."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The `CELERY_*` contract in an installed project. tests/runtime has every setting and every mistake."""
+"""`CELERY_*` variables in an installed project. tests/runtime tests all settings and mistakes."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_an_invalid_setting_of_the_service_stops_the_worker(
 
 
 def refusal(project: InstalledProject, folder: Path, command: tuple[str, ...], variables: dict[str, str]) -> str:
-    """Give the one line that a process ends with."""
+    """Return the one line that a process prints before it exits."""
     arguments = ["celery", "-A", f"{project.slug}.celery", *command]
     done = run_command(project, arguments, variables, output=folder / "printed")
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""The database on PostgreSQL: no loop errors, nothing lost or doubled, no connections left, and what errors say."""
+"""The database on PostgreSQL: event loops, no lost or repeated writes, connections, and error messages."""
 
 import contextlib
 import itertools
@@ -42,7 +42,7 @@ MODEL = "model"
 
 @pytest.fixture(scope="session")
 def cluster(project: InstalledProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One PostgreSQL for all tests of a process; each has a database of its own there."""
+    """One PostgreSQL for all tests of a process. Each test has its own database."""
     with start_postgres(tmp_path_factory.mktemp("postgres")) as server:
         execute(server.url, f"create database {MODEL}")
         url = url_of(server, MODEL)
@@ -73,33 +73,33 @@ class Database:
         execute(server.url, f"create database {self.name} template {MODEL}")
 
     def ask(self, statement: str) -> int:
-        """Give the number that a query finds."""
+        """Return the number that a query returns."""
         with psycopg.connect(self.url) as connection:
             row = connection.execute(statement.encode()).fetchone()
         assert row
         return int(row[0])
 
     def connections(self) -> int:
-        """How many are open, but for the one that asks."""
+        """Return the number of open connections, without the one that asks."""
         return self.ask(
             "select count(*) from pg_stat_activity"
             " where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()"
         )
 
     def written(self) -> tuple[int, int]:
-        """How often the numbers went up, and how many tasks did it."""
+        """Return the number of increments, and the number of tasks that made them."""
         return self.ask("select sum(n) from probe.counter"), self.ask("select count(*) from probe.ledger")
 
 
 @pytest.fixture
 def broker_name() -> str:
-    """The broker makes no difference to a database."""
+    """One broker is enough: it doesn't affect the database."""
     return "redis"
 
 
 @pytest.fixture
 def postgres(service: Service, cluster: Server) -> Database:
-    """A database with the tables of the project and of these tests, which the service uses."""
+    """A database with the tables of the project and of these tests. The service uses it."""
     cluster.recover()
     database = Database(cluster)
     service.variables |= {
@@ -121,7 +121,7 @@ def alembic(service: Service, *arguments: str) -> str:
 
 
 def call(service: Service, expression: str, header: str = "") -> Any:
-    """Evaluate an expression in a publisher, with the tasks of the project's own example as `users`."""
+    """Evaluate an expression in a publisher, where `users` is the project's example module."""
     imports = (
         f"from {service.project.slug}.tasks import users\n"
         "def ends(result): return repr(result.get(timeout=60, propagate=False))\n"
@@ -130,14 +130,14 @@ def call(service: Service, expression: str, header: str = "") -> Any:
 
 
 def send_many(service: Service, task: str, times: int) -> None:
-    """Send them and wait until all have ended; none may fail."""
+    """Send tasks and wait until all have succeeded."""
     sent = f"sent = [database.{task}.delay(i % {ROWS}) for i in range({times})]\n"
     assert call(service, "len([result.get(timeout=100) for result in sent])", sent) == times
 
 
 @contextlib.contextmanager
 def watched(database: Database) -> Iterator[list[int]]:
-    """Count the connections again and again during the block."""
+    """Count the connections repeatedly during the block."""
     seen: list[int] = []
     end = threading.Event()
 

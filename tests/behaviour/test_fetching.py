@@ -1,4 +1,4 @@
-"""Messages on Redis: how workers take them, and that none gets lost on its way. See brokers/redis/ in the library."""
+"""On Redis, no message is lost while a worker takes it. See brokers/redis/ in the library."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
 
 
 def held(service: Service) -> int:
-    """How many messages workers have, or who died with one."""
+    """Return the number of messages that workers hold, including dead workers."""
     with redis.Redis.from_url(service.redis.url) as client:
         return int(client.hlen("unacked"))
 
 
 def test_a_message_of_a_plain_celery_app_runs(service: Service) -> None:
-    """Other services send tasks too; they don't wake our workers, who look by themselves."""
+    """Other services may send tasks as well. They don't wake our workers, which poll for such messages."""
     with service.worker() as worker, celery.Celery(broker=service.redis.url) as other:
         worker.wait_ready()
         other.send_task("probe.work", [str(service.notes), "foreign"], queue="default")
@@ -28,7 +28,7 @@ def test_a_message_of_a_plain_celery_app_runs(service: Service) -> None:
 
 
 def test_plain_celery_workers_take_over_messages_of_our_workers(service: Service) -> None:
-    """During an update, both kinds of workers run: they write down alike what they have taken."""
+    """During an update, both kinds of workers run. They record held messages in the same format."""
     with service.worker() as worker:
         worker.wait_ready()
         service.send("probe.work.delay(notes, 'a', 60)")
@@ -58,7 +58,7 @@ def test_a_task_that_runs_while_the_connection_breaks_runs_once(service: Service
 
 
 def test_messages_of_tasks_that_have_not_started_are_returned_when_the_connection_breaks(service: Service) -> None:
-    """Well before its lease ends, which is after a minute."""
+    """Well before the lease ends, which takes a minute."""
     with service.worker() as worker:
         worker.wait_ready()
         service.send("probe.work.apply_async((notes, 'later'), countdown=5)")

@@ -1,6 +1,6 @@
-"""Probes tell a process that works from one that is frozen, and neither from a broker that is away.
+"""Probes fail for a process that hangs. They succeed for a process whose broker is unreachable.
 
-Most of the time here is waited; so a test watches several workers, each with a folder of its own for its signs.
+These tests spend most of their time waiting, so a test watches several workers, each with its own HEALTH_DIR.
 """
 
 import os
@@ -28,14 +28,14 @@ PAUSE = 1
 
 
 class Probe:
-    """What a container or a supervisor asks: by a process of its own, and with its exit status."""
+    """A probe as a container or a supervisor runs it: a separate process with an exit status."""
 
     def __init__(self, project: InstalledProject, folder: Path) -> None:
         self.project = project
         self.variables = {"HEALTH_DIR": str(folder), "HEALTH_MAX_SILENCE": str(SILENCE)}
 
     def ask(self, what: str) -> str:
-        """Give the line that it prints, when its status says the same."""
+        """Return the line that the probe prints, after a check that the exit status agrees."""
         command = ("python", "-m", "celery_service.lifecycle.health", self.project.slug, what)
         done = self.project.run(*command, env=self.variables, timeout_seconds=30)
         assert not done.stderr
@@ -44,7 +44,7 @@ class Probe:
         return line
 
     def wait(self, what: str, pattern: str, seconds: float) -> None:
-        """Wait until it answers so."""
+        """Wait until the probe gives this answer."""
 
         def matches() -> bool:
             answers.append(self.ask(what))
@@ -58,7 +58,7 @@ class Probe:
 
 
 def stay(what: str, *probes: Probe) -> None:
-    """Ask all of them, for longer than the silence, and get the same answer each time."""
+    """Run all probes for longer than the silence, and check that each gives the same answer every time."""
 
     def ask_and_look() -> bool:
         over = time.monotonic() > end
@@ -78,13 +78,13 @@ class Watched:
 
     @classmethod
     def ready(cls, service: Service, name: str, *arguments: str, folder: str = "") -> "Watched":
-        """Start one, and wait until the probe says that it is ready."""
+        """Start a worker, and wait until the probe says that it is ready."""
         watched = cls(service, name, *arguments, folder=folder)
         watched.probe.wait("ready", READY, 60)
         return watched
 
     def end(self) -> None:
-        """Stop it, and see that the probe finds none."""
+        """Stop the worker, and check that the probe finds none."""
         assert self.worker.stop() == 0
         assert re.fullmatch(GONE.format("worker"), self.probe.ask("live"))
 
@@ -117,7 +117,7 @@ def test_a_busy_worker_is_alive_and_a_stopping_worker_is_not_ready(service: Serv
 
 
 def test_a_worker_is_alive_and_not_ready_while_its_broker_is_stopped(service: Service) -> None:
-    """And one that waits for it at its start."""
+    """The same for a worker that starts while its broker is stopped."""
     before = Watched.ready(service, "before")
     service.broker.stop()
     at_start = Watched(service, "at_start")
@@ -133,7 +133,7 @@ def test_a_worker_is_alive_and_not_ready_while_its_broker_is_stopped(service: Se
 
 
 def test_a_worker_is_alive_and_not_ready_while_its_broker_is_frozen(service: Service) -> None:
-    """On Redis, it can also be stopped meanwhile."""
+    """On Redis, the worker can also be stopped during this time."""
     waiting = Watched.ready(service, "waiting")
     stopped = Watched.ready(service, "stopped") if service.broker is service.redis else None
     service.broker.pause()
@@ -151,7 +151,7 @@ def test_a_worker_is_alive_and_not_ready_while_its_broker_is_frozen(service: Ser
 
 @pytest.mark.parametrize("broker_name", ["rabbitmq"], indirect=True)
 def test_a_worker_without_any_server_is_alive(service: Service) -> None:
-    """With RabbitMQ it cancels what runs when the connection is lost, and waits for Redis to write that down."""
+    """On RabbitMQ, it cancels its tasks when the connection is lost, and waits for Redis to store this."""
     watched = Watched.ready(service, "worker")
     task = service.send("probe.interrupted.delay(notes, 'a', 300)")
     service.wait_for_line("start a")
@@ -168,7 +168,7 @@ def test_a_worker_without_any_server_is_alive(service: Service) -> None:
 
 
 def test_the_probe_fails_if_one_of_several_workers_hangs(service: Service) -> None:
-    """One is frozen; of another, on Redis, the event loop hangs, as after a deadlock: its other threads go on."""
+    """One worker is frozen. On Redis, the event loop of another one hangs while its other threads go on."""
     stuck = Watched.ready(service, "stuck") if service.broker is service.redis else None
     if stuck:
         service.send("probe.stuck.delay()")

@@ -1,4 +1,4 @@
-"""What a worker uses stays bounded, whatever its tasks do, and nothing is lost by that."""
+"""The memory of a worker is limited, and no task is lost by that."""
 
 import pytest
 import redis
@@ -9,7 +9,7 @@ from support.service import Service
 
 @pytest.fixture
 def broker_name() -> str:
-    """Processes and memory are the worker's own."""
+    """One broker is enough: it doesn't affect the processes and memory of a worker."""
     return "redis"
 
 
@@ -25,7 +25,7 @@ def test_processes_are_replaced(service: Service, tasks: int, variables: dict[st
 
 
 def test_tasks_with_a_countdown_do_not_fill_the_memory(service: Service) -> None:
-    """On Redis, what is beyond the limit stays there until others are due. RabbitMQ keeps them all."""
+    """On Redis, messages beyond the limit stay in the queue until others are due. RabbitMQ holds all of them."""
     with service.worker() as worker, redis.Redis.from_url(service.redis.url) as client:
         worker.wait_ready()
         service.python("for _ in range(1100): hello_world.apply_async(countdown=20)")

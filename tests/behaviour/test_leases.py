@@ -1,7 +1,7 @@
-"""Leases on Redis: what a live worker holds stays its own, and what a dead one held is back soon.
+"""Leases on Redis: a live worker keeps its messages, and the messages of a dead worker are taken over soon.
 
-See brokers/redis/lease.py in the library, whose four rules have a test each. In most tests a second worker takes other
-queues only: it runs no task of the test, and takes over what it finds without a valid lease.
+The four rules in brokers/redis/lease.py of the library have a test each. In most tests, a second worker consumes other
+queues only: it runs no task of the test, and takes over messages without a valid lease.
 """
 
 import json
@@ -30,7 +30,7 @@ ELSEWHERE = "elsewhere"
 
 @pytest.fixture
 def broker_name() -> str:
-    """RabbitMQ itself sees that a worker has gone."""
+    """Redis only: RabbitMQ itself notices that a worker has died."""
     return "redis"
 
 
@@ -43,21 +43,21 @@ def worker(service: Service, name: str, *arguments: str, lease: float = LEASE, *
 
 @contextmanager
 def bystander(service: Service, lease: float = LEASE) -> Iterator[Worker]:
-    """Run a worker that takes over, but runs nothing of the test."""
+    """Run a worker that takes over messages, but runs no task of the test."""
     with worker(service, "bystander", "--concurrency=1", "-Q", ELSEWHERE, lease=lease) as other:
         other.wait_ready()
         yield other
 
 
 def start_long(service: Service, key: str, leases: float) -> str:
-    """Send a task that takes so many leases, and wait until it has begun."""
+    """Send a task that takes this many leases, and wait until it has started."""
     task = service.send(f"probe.work.delay(notes, {key!r}, {leases * LEASE})")
     service.wait_for_line(f"start {key}")
     return task
 
 
 def ends_once(service: Service, *keys: str, seconds: float = 60) -> None:
-    """Wait until these tasks have ended and nothing is held any more; each must have run once."""
+    """Wait until these tasks have ended and no message is held. Each task must have run once."""
     for key in keys:
         service.wait_for_line(f"end {key}", seconds)
     wait_until(lambda: not held(service), 20, "everything to be acknowledged")
@@ -65,7 +65,7 @@ def ends_once(service: Service, *keys: str, seconds: float = 60) -> None:
 
 
 def held(service: Service) -> int:
-    """How many messages workers hold, or dead ones have held."""
+    """Return the number of messages that workers hold, including dead workers."""
     with redis.Redis.from_url(service.redis.url) as client:
         return int(client.zcard("unacked_index"))
 
@@ -76,7 +76,7 @@ def held(service: Service) -> int:
 def test_a_task_of_a_killed_worker_runs_on_another_worker_within_90_seconds(
     project: InstalledProject, tmp_path: Path
 ) -> None:
-    """With a worker that is there already, and with one that starts after the kill; both at the same time."""
+    """With a worker that already runs, and with one that starts after the kill. Both cases run in parallel."""
     with (
         service_on_redis(project, tmp_path / "there") as there,
         service_on_redis(project, tmp_path / "later") as later,
@@ -156,7 +156,7 @@ def test_a_task_survives_if_redis_loses_its_data(project: InstalledProject, tmp_
 
 
 def test_a_task_survives_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
-    """The replica, which takes over from the master, knows who holds what."""
+    """The replica, which becomes the master, has the leases."""
     with (
         start_redis(tmp_path / "master") as master,
         start_redis(tmp_path / "replica", options=replica_of(master)) as replica,
@@ -207,7 +207,7 @@ def test_rule_1_the_clock_of_a_worker_does_not_matter(service: Service, seconds:
 
 
 def test_rule_2_the_first_worker_to_reconnect_takes_over_nothing(service: Service) -> None:
-    """Redis was away for longer than a lease, and the worker that holds the task comes back a little later."""
+    """Redis is unreachable for longer than a lease. The worker that holds the task reconnects a little later."""
     with bystander(service) as other, worker(service, "worker") as ours:
         start_long(service, "long", 5)
         service.redis.stop()
@@ -224,12 +224,12 @@ def test_rule_2_the_first_worker_to_reconnect_takes_over_nothing(service: Servic
 
 
 def other_is_connected(client: Any) -> bool:
-    """Whether a worker has run a script since the start of this Redis."""
+    """Return whether a worker has run a script since this Redis was started."""
     return "cmdstat_eval" in client.info("commandstats")
 
 
 def test_rule_3_a_plain_celery_worker_keeps_its_messages(service: Service) -> None:
-    """It doesn't renew. Kombu's timeout, an hour, counts for its messages."""
+    """A plain worker doesn't renew leases. Kombu's timeout of an hour applies to its messages."""
     plain = celery.Celery(broker=service.redis.url)
     service.send("probe.work.apply_async((notes, 'a'), queue='plain')")
     with bystander(service) as other, plain.connection_for_read() as connection:
@@ -294,7 +294,7 @@ def test_a_lease_of_hours_works_and_logs_a_warning(service: Service) -> None:
 
 
 def test_replies_to_commands_need_no_acknowledgement(service: Service) -> None:
-    """Nobody acknowledges them."""
+    """Nobody acknowledges replies."""
     with worker(service, "worker") as ours:
         ours.wait_ready()
         assert service.python("celery.control.ping(timeout=2)")
@@ -302,7 +302,7 @@ def test_replies_to_commands_need_no_acknowledgement(service: Service) -> None:
 
 
 def test_all_messages_of_a_killed_worker_are_taken_over(service: Service) -> None:
-    """More than what is put back in one step."""
+    """There are more messages than the worker returns in one step."""
     count = 250
     killed = worker(service, "killed", "--concurrency=1", "--prefetch-multiplier=1000")
     killed.wait_ready()

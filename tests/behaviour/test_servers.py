@@ -1,4 +1,4 @@
-"""The server starters: each starts, serves, keeps what it promises, and leaves nothing behind."""
+"""The server starters of the tests: they start, serve, restart, and leave nothing behind."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ KEEPING = ("--appendonly", "yes", "--appendfsync", "always")
 
 @pytest.fixture
 def watch(tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
-    """Check, after the test, that the server which it names has left nothing behind."""
+    """Check after the test that the given server has left nothing behind."""
     ports: list[int] = []
 
     def remember(server: Any) -> Any:
@@ -47,7 +47,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Find the running processes that work in this folder or name it in their environment."""
+    """Find the processes that run in this folder or have it in their environment."""
     return [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
@@ -77,7 +77,7 @@ def listening_ports(folder: Path) -> list[int]:
 
 
 def names_of_open_files(pid: int) -> Iterator[str]:
-    """Read where the links in /proc lead, but for those that are closed meanwhile."""
+    """Read the targets of the links in /proc, except those that are closed in the meantime."""
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             yield str(file.readlink())
@@ -150,12 +150,13 @@ def publish(server: Any, body: str) -> None:
 
 
 def receive(server: Any, body: str) -> None:
-    """Take one message after the other until this one comes.
+    """Get messages one after the other until this one arrives.
 
-    Earlier ones may come again after a kill: nobody confirms an acknowledgement, and it may not be on the disk yet.
+    Earlier messages may be redelivered after a kill: RabbitMQ doesn't confirm acknowledgements, and one may not have
+    been on disk.
 
-    By `get`: a consumer would be handed the next message as well. RabbitMQ 3.10 may forget to give that back when it is
-    killed in the very moment in which the consumer leaves, one time in twenty.
+    This uses `get`, because a consumer would receive the next message as well. RabbitMQ 3.10 may lose that message if
+    it is killed at the moment when the consumer disconnects (in 1 of 20 cases).
     """
 
     def came() -> bool:
@@ -192,7 +193,7 @@ def test_rabbitmq_keeps_messages_after_a_restart_and_a_kill(tmp_path: Path, watc
 
 
 def processes_that_serve(folder: Path) -> list[int]:
-    """Erlang's small helpers notice a moment later that their parent is gone."""
+    """Exclude small helpers of Erlang, which notice a moment later that their parent has exited."""
     return [
         pid for pid in processes_in(folder) if Path(f"/proc/{pid}/comm").read_text().strip() in {"beam.smp", "epmd"}
     ]

@@ -1,4 +1,4 @@
-"""A worker that is told to stop finishes what it can, hands back the rest in time, and loses nothing."""
+"""A worker that stops finishes its tasks, or returns their messages in time. No task is lost."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ LONG = 300
 
 
 class Stop:
-    """The stop of a worker: it begins with a signal, to its main process unless told otherwise."""
+    """The shutdown of a worker. It starts with a signal, by default to the main process."""
 
     def __init__(self, worker: Worker, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> None:
         self.worker = worker
@@ -32,14 +32,14 @@ class Stop:
             worker.send(number)
 
     def seconds(self, status: int = 0) -> float:
-        """Wait until the worker has ended in order; give the seconds since the signal."""
+        """Wait until the worker has exited with status 0; return the seconds since the signal."""
         ended = self.worker.wait(60)
         assert ended == status
         return time.monotonic() - self.begun
 
 
 def seconds_of(stops: Sequence[Stop]) -> list[float]:
-    """Do so with several that stop at the same time."""
+    """The same for several workers that stop at the same time."""
     with ThreadPoolExecutor() as executor:
         return list(executor.map(Stop.seconds, stops))
 
@@ -52,7 +52,7 @@ def start(service: Service, *arguments: str, name: str = "first", grace: float =
 
 
 class Busy:
-    """A worker that runs a task for longer than it has. Others are idle or as busy, so it is this one that takes it."""
+    """A worker that runs a task for longer than its grace period. Other workers don't take this task."""
 
     def __init__(
         self, service: Service, name: str, kind: str = "interrupted", grace: float = GRACE, **more: str
@@ -64,12 +64,12 @@ class Busy:
 
 
 def steps(service: Service, key: str) -> list[str]:
-    """Give what the task with this key has done."""
+    """Return the steps that the task with this key has done."""
     return [line.removesuffix(f" {key}") for line in service.lines() if line.endswith(f" {key}")]
 
 
 def finish_elsewhere(service: Service, *tasks: str) -> None:
-    """Let another worker finish what the first handed back: now, not when the lease ends, after a minute."""
+    """Let another worker finish the returned tasks. This must happen at once, not when a lease ends."""
     with service.worker("second") as second:
         second.wait_ready()
         for task in tasks:
@@ -91,7 +91,7 @@ def test_a_worker_exits_with_its_last_task(service: Service) -> None:
 
 
 def test_tasks_that_exceed_the_grace_period_are_returned_in_time(service: Service) -> None:
-    """Also what tidies up when it is interrupted, and what refuses to be."""
+    """This includes tasks that clean up when they are interrupted, and tasks that ignore the interruption."""
     busy = [Busy(service, kind, kind) for kind in ("interrupted", "tidy", "stubborn")]
     for seconds in seconds_of([Stop(each.worker) for each in busy]):
         assert GRACE / 2 <= seconds < GRACE + LATE
@@ -122,7 +122,7 @@ def test_messages_that_wait_in_the_worker_are_returned(service: Service) -> None
 
 
 def test_interruptions_do_not_count_as_deliveries(service: Service) -> None:
-    """It isn't poison, although it never ends within the grace period: here, half of it for tasks."""
+    """A task that never ends within the grace period isn't poison. (Tasks have half of this short period.)"""
     task = service.send("probe.work.delay(notes, 'a', 4)")
     for number in range(1, 5):
         worker = start(service, grace=2)
@@ -144,7 +144,7 @@ def test_a_poison_message_stops_after_an_interruption(service: Service) -> None:
 
 
 def test_a_second_signal_returns_messages_at_once(service: Service) -> None:
-    """A second SIGTERM, a SIGQUIT, or a SIGTERM that means SIGQUIT."""
+    """The signal is a second SIGTERM, a SIGQUIT, or a SIGTERM with REMAP_SIGTERM=SIGQUIT."""
     twice = Busy(service, "twice", grace=60)
     quits = Busy(service, "quits", grace=60)
     remapped = Busy(service, "remapped", grace=60, REMAP_SIGTERM="SIGQUIT")
@@ -163,7 +163,7 @@ def test_a_second_signal_returns_messages_at_once(service: Service) -> None:
 
 
 def test_a_signal_to_all_processes_loses_nothing(service: Service) -> None:
-    """Ctrl-C in a terminal reaches the processes of the pool too, which ignore it, and so may a SIGTERM."""
+    """Ctrl-C in a terminal also reaches the child processes, which ignore it. SIGTERM may reach them, too."""
     interrupted, terminated = Busy(service, "int"), Busy(service, "term")
     stop = Stop(interrupted.worker, signal.SIGINT, group=True)
     assert Stop(terminated.worker, signal.SIGTERM, group=True).seconds() < GRACE + LATE

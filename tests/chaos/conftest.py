@@ -1,4 +1,4 @@
-"""The servers of the fault suite, and the seed of its plans."""
+"""The servers of the fault suite, and its seed."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from support.chaos.bench import Servers, servers
 
 @pytest.fixture(scope="session")
 def chaos_seed(summary: list[str], testrun_uid: str) -> int:
-    """The seed of the fault plans, one for all processes of pytest-xdist; told at the end, to repeat them."""
+    """The seed of the faults, the same in all processes of pytest-xdist. It is printed at the end."""
     number = int(os.environ.get("CHAOS_SEED") or int(testrun_uid[:8], 16))
     summary.append(f"the fault plans were those of CHAOS_SEED={number}")
     return number
@@ -22,7 +22,7 @@ def chaos_seed(summary: list[str], testrun_uid: str) -> int:
 def servers_of(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[[str], Servers]]:
-    """Give the servers of a broker, started once in each process. Every test begins by emptying them."""
+    """Return the servers of a broker, started once in each process. Each test empties them first."""
     with ExitStack() as stack:
 
         def start(broker_name: str) -> Servers:
@@ -34,5 +34,5 @@ def servers_of(
 
 @pytest.fixture(params=["redis", "rabbitmq"])
 def running(request: pytest.FixtureRequest, servers_of: Callable[[str], Servers]) -> Servers:
-    """The servers of both brokers, one after the other."""
+    """Run a test on the servers of both brokers."""
     return servers_of(request.param)

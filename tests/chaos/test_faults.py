@@ -1,4 +1,4 @@
-"""Nothing is lost, whatever is killed, frozen or restarted: the short form of `make chaos`."""
+"""The short form of `make chaos`: no task is lost if processes or servers are killed, frozen or restarted."""
 
 import pytest
 

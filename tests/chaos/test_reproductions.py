@@ -1,4 +1,4 @@
-"""Ways to lose a task that the fault suite has found, each without any chance."""
+"""Deterministic tests of the bugs that the fault suite has found."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from support.servers import wait_until
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, running: Servers) -> Iterator[Bench]:
-    """A bench without workers, with its results in a Redis of their own."""
+    """A bench without workers, with results in a separate Redis."""
     made = Bench(running, request.node.originalname, seed=0, store_apart=True, longest_outage=0)
     yield made
     for worker in made.workers:
@@ -30,7 +30,7 @@ def limit_memory(url: str, size: int) -> None:
 
 
 def test_messages_of_a_frozen_worker_run_on_another_worker(bench: Bench) -> None:
-    """Redis gives a message to whoever waits for it, and doesn't see that nobody reads it."""
+    """Redis gives a message to a waiting connection, and can't notice that nobody reads it."""
     frozen = bench.start_worker()
     frozen.wait_ready(60)
     os.killpg(frozen.pid, signal.SIGSTOP)
@@ -41,7 +41,7 @@ def test_messages_of_a_frozen_worker_run_on_another_worker(bench: Bench) -> None
 
 
 def test_a_task_whose_result_can_not_be_stored_becomes_a_dead_letter(bench: Bench) -> None:
-    """The result store is away until the time limit ends the task, which waits for it."""
+    """The task waits for the result store, which is unreachable until the time limit ends the task."""
     bench.start_worker().wait_ready(60)
     bench.send("probe.work.apply_async((notes, 'a', 1), task_id='a')")
     wait_until(lambda: "start a" in bench.notes.read_text(), 30, "the task to start")

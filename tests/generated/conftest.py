@@ -1,4 +1,4 @@
-"""Generated projects, made without what Copier does again and again."""
+"""Generated projects, rendered without Copier's repeated work."""
 
 from collections.abc import Iterator
 

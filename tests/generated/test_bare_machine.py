@@ -1,4 +1,4 @@
-"""What a newcomer does first, on a machine that has little."""
+"""The first steps of a new user, on a machine with few programs."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from support.project import REPOSITORY, render
 
 
 def only(folder: Path, *programs: str) -> Path:
-    """Make a folder for PATH with these programs."""
+    """Create a folder with only these programs, for PATH."""
     folder.mkdir()
     for name in programs:
         path = shutil.which(name)
@@ -19,7 +19,7 @@ def only(folder: Path, *programs: str) -> Path:
 
 
 def test_a_project_needs_nothing_but_python_and_make(tmp_path: Path) -> None:
-    """No uv, no Redis and no RabbitMQ: uv is fetched, and what needs a server is skipped visibly."""
+    """Without uv, Redis and RabbitMQ, uv is installed, and tests that need a server are skipped with a message."""
     project = render(tmp_path / "project")
     programs = only(tmp_path / "bin", "sh", "make", "awk", "grep", "mkdir", "git", "env", "uname", "cat", "rm", "find")
     # The Python behind the virtual environment of these tests, where there is no uv.
@@ -45,7 +45,7 @@ def test_a_python_without_venv_is_explained_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_demo_works() -> None:
-    """In a user's environment: the output of the worker isn't held back, for example."""
+    """In a user's environment, without variables such as PYTHONUNBUFFERED."""
     printed = run("make", "demo", cwd=REPOSITORY)
     assert "\nHello World!\n" in printed
     assert "Done." in printed

@@ -1,4 +1,4 @@
-"""Generated projects pass their own checks straight from the render."""
+"""Generated projects pass their own checks after rendering."""
 
 import os
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_fresh_project_passes_its_own_checks(project: Project) -> None:
-    """All that `make check` does; with servers where `make test` here has them."""
+    """Run `make check`, with servers if they are installed."""
     required = os.environ.get("REQUIRE_SERVICES", "")
     printed = run("make", "check", cwd=project.folder, REQUIRE_SERVICES=required)
     assert " passed" in printed
@@ -31,7 +31,7 @@ def test_a_fresh_project_passes_its_own_checks(project: Project) -> None:
 
 
 def test_the_checks_ignore_the_library(project: Project) -> None:
-    """Those of `make` and those of pre-commit: what stands in runtime/ is neither judged nor changed."""
+    """Neither `make` nor pre-commit checks or changes files in runtime/."""
     untidy = project.folder / "runtime" / "celery_service" / "untidy.py"
     untidy.write_text("import os\nnumber : int=''\n")
     run("git", "init", "--quiet", cwd=project.folder)

@@ -1,4 +1,4 @@
-"""A project is installed without uv."""
+"""pip can install a project without uv."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a developer sees of a project without installing it."""
+"""Checks of a project that need no installation."""
 
 import sys
 from pathlib import Path

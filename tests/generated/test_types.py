@@ -1,4 +1,4 @@
-"""The types of generated projects are strict, whatever is chosen."""
+"""mypy is strict in generated projects, with any options."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PAIRS = covering_set(read_space(Template(working_tree())), 2)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> InstalledProject:
-    """A project with everything: its environment has what any other needs."""
+    """A project with all options. Its environment contains all packages that other projects need."""
     options = {"broker": "rabbitmq", "include_sqlalchemy": True, "include_aiocache": True}
     return install(render(tmp_path_factory.mktemp("installed") / "project", options))
 

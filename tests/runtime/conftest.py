@@ -1,4 +1,4 @@
-"""The library as it stands in template/runtime: an app in this process, and a small service in fresh ones."""
+"""The library in template/runtime: an app in this process, and a small service in new processes."""
 
 import os
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def work(number: int = 1) -> int:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Fresh processes."""
+    """New processes."""
     with Forks(tmp_path_factory.mktemp("forks")) as forks:
         yield forks
 
@@ -52,7 +52,7 @@ def service(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def app() -> Iterator[Celery]:
-    """An app of this process, whose broker and results are in memory."""
+    """An app in this process, with broker and results in memory."""
     import celery_service
 
     with pytest.MonkeyPatch.context() as patch:
@@ -66,6 +66,6 @@ def app() -> Iterator[Celery]:
 
 @pytest.fixture(autouse=True)
 def _kombu_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configuration for Redis tells Kombu to use our transport, for all of the process."""
+    """Undo the registration of our transport with Kombu, which a configuration for Redis makes."""
     for name in ("redis", "rediss", "sentinel"):
         monkeypatch.setitem(TRANSPORT_ALIASES, name, TRANSPORT_ALIASES[name])

@@ -1,4 +1,4 @@
-"""The cache, in memory; tests/behaviour has it in Redis, and without its Redis."""
+"""The cache in memory. tests/behaviour tests it with Redis, and with an outage of Redis."""
 
 import asyncio
 import time

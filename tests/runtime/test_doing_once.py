@@ -1,4 +1,4 @@
-"""What is delivered twice is done once, unless it failed; here as remembered without a Redis."""
+"""`once` with a result backend other than Redis. tests/behaviour tests it with Redis."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ done: list[str] = []
 
 @pytest.fixture
 def work(app: Celery) -> Iterator[Any]:
-    """A task that tells whether it was the time to do it."""
+    """A task that returns whether it has done the work."""
     backend: Any = app.backend
     backend._cache.clear()
 
@@ -95,7 +95,7 @@ def test_a_task_is_retried_if_redis_is_unreachable_before_the_work(work: Any, mo
 def test_work_is_not_repeated_if_redis_becomes_unreachable_during_it(
     work: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is done: to fail would have it done again."""
+    """The work is done. If the task failed, it would be done again."""
     backend = type(work.app.backend)
     original, calls = backend.set, []
 

@@ -1,4 +1,4 @@
-"""The database on SQLite: addresses, transactions, engines, messages that wait for a commit, errors."""
+"""The database on SQLite: URLs, transactions, engines, sending after a commit, errors."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
@@ -168,7 +168,7 @@ def test_an_error_contains_no_values() -> None:
 
 @pytest.mark.usefixtures("tables")
 def test_writers_of_one_file_wait_for_each_other() -> None:
-    """By default a transaction that has read fails when another has written meanwhile."""
+    """By default, a transaction that has read fails if another one has written in the meantime."""
 
     async def write() -> None:
         async with get_session() as session:
@@ -205,7 +205,7 @@ def test_a_transaction_that_waits_too_long_for_another_fails(monkeypatch: pytest
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect the numbers of the messages that are sent."""
+    """Collect the numbers in the messages that are sent."""
     sent: list[int] = []
     monkeypatch.setattr(Signature, "apply_async", lambda self: sent.append(*self.args))
     return sent

@@ -1,4 +1,4 @@
-"""The one door: what `install` does, and that it can be told to leave a part out."""
+"""`install`, the entry point of the library, with and without some parts."""
 
 import importlib
 import re
@@ -77,7 +77,7 @@ def test_importing_the_library_or_its_probe_does_not_import_celery(forks: Forks,
 
 
 def test_the_library_works_without_extras(forks: Forks, service: Path) -> None:
-    """A project without database, cache and RabbitMQ doesn't install these."""
+    """A project without database, cache and RabbitMQ doesn't install these packages."""
     (service / "sqlalchemy.py").write_text("raise ImportError")
     (service / "aiocache.py").write_text("raise ImportError")
     (service / "alembic.py").write_text("raise ImportError")

@@ -1,4 +1,4 @@
-"""The two scripts of leases, and the rules about when one may take over, on a Redis without workers."""
+"""The scripts of leases, and the rules for taking over, on a Redis without workers."""
 
 import logging
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[Any]:
-    """A client of the Redis, which is empty."""
+    """A client of an empty Redis."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         client.flushall()
         client.config_resetstat()
@@ -49,12 +49,12 @@ def now(client: Any) -> float:
 
 
 def hold(client: Any, age: float, *tags: str) -> None:
-    """Have somebody hold messages under these tags, who has renewed them so many seconds ago."""
+    """Record messages with these tags, last renewed this many seconds ago."""
     client.zadd(INDEX, dict.fromkeys(tags, now(client) - age))
 
 
 def claim(client: Any, *, renewed: float = 0.0, count: int = 1000) -> list[str]:
-    """Claim as a process does that has renewed its own leases so many seconds ago."""
+    """Claim messages like a process that has renewed its own leases this many seconds ago."""
     arguments = (PREFIX, LEASE, max(LEASE, KOMBUS_TIMEOUT), now(client) - renewed, count)
     found: list[str] = client.eval(CLAIM, 1, INDEX, *arguments)
     return found
@@ -122,7 +122,7 @@ def test_a_renewed_message_is_not_claimed(client: Any) -> None:
 
 
 def test_a_holder_with_a_longer_lease_keeps_it(client: Any) -> None:
-    """As while a deployment shortens the lease."""
+    """This happens while a deployment shortens the lease."""
     longer = f"{PREFIX}7200/other@host/1"
     hold(client, 7000, longer)
     assert claim(client) == []
@@ -131,7 +131,7 @@ def test_a_holder_with_a_longer_lease_keeps_it(client: Any) -> None:
 
 
 def test_a_worker_that_renewed_too_long_ago_claims_nothing(client: Any) -> None:
-    """It was frozen on its way to Redis, and the others may be alive."""
+    """The worker was frozen before its command reached Redis. The other workers may be alive."""
     hold(client, LEASE + 1, *tags(3))
     assert claim(client, renewed=LEASE / 4 + 1) == []
     assert client.zcount(INDEX, "-inf", now(client) - LEASE) == 3
@@ -145,7 +145,7 @@ def test_tags_of_plain_kombu_last_an_hour(client: Any) -> None:
 
 
 def test_many_new_tags_of_plain_kombu_do_not_hide_a_dead_worker(client: Any) -> None:
-    """The script looks at 500 at a time."""
+    """The script reads 500 tags at a time."""
     hold(client, 3000, *(str(number) for number in range(1200)))
     hold(client, LEASE + 1, *tags(3))
     assert sorted(claim(client)) == tags(3)

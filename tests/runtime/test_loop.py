@@ -1,4 +1,4 @@
-"""One event loop for each thread, on which nothing is left for the next task."""
+"""Each thread has one event loop. A task leaves nothing on it for the next task."""
 
 import asyncio
 import contextvars

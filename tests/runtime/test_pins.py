@@ -1,4 +1,4 @@
-"""What the library overrides in Celery and its companions is still what it was written for."""
+"""The code of Celery and Kombu that the library overrides hasn't changed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A probe is light, and says in one line how a worker is."""
+"""The probe imports little, and prints the state of a worker in one line."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def stand_in(*states: str) -> Iterator[None]:
-    """Run a process that shows what a worker does."""
+    """Run a process that writes signs of life like a worker."""
     with subprocess.Popen(
         [sys.executable, "-c", STAND_IN], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

@@ -1,4 +1,4 @@
-"""The record of a message that can't succeed: what it says, and how to send it again."""
+"""The record of a message that can't succeed."""
 
 import json
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from support.forks import Forks
 
 
 def sent(app: Celery, *args: Any, headers: dict[str, Any], **options: Any) -> Any:
-    """A message as a worker gets it."""
+    """A message as a worker receives it."""
     celerys, properties, body, _ = app.amqp.as_task_v2("id", "tests.task", args, {"key": "é"}, **options)
     return SimpleNamespace(
         headers=celerys | headers,
@@ -56,7 +56,7 @@ def test_a_message_that_is_no_task_is_stored_as_text(body: str | bytes) -> None:
     assert record["body"]
 
 
-def test_a_message_that_rabbitmq_has_delayed_has_its_own_queue() -> None:
+def test_what_rabbitmq_has_delayed_belongs_to_its_queue() -> None:
     delayed = "0." * 27 + "1." + "default"
     context = Context({"id": "a", "task": "t", "delivery_info": {"routing_key": delayed}})
     assert story(context, reason="failure", error="x")["queue"] == "default"

@@ -1,4 +1,4 @@
-"""What the tests of this layer share: none of them needs a server or an installed project."""
+"""Shared code of these tests. None of them needs a server or an installed project."""
 
 from collections.abc import Iterator
 

@@ -1,8 +1,8 @@
-"""Answers are data: whatever somebody types ends up in the project as text, and nothing breaks or runs.
+"""Answers are data: any text of the user appears in the project as text. It breaks nothing and isn't executed.
 
-Copier renders a project for each hostile answer. All that an answer changes are the files in which it stands: these are
-read as their readers read them, and every other file is compared with that of a harmless answer. `copier update` reads
-the stored answers as these tests do, so it renders what is rendered here; two projects show that.
+Copier renders a project for each hostile answer. The tests parse the files that contain the answer, and compare all
+other files with those of a harmless answer. `copier update` reads the stored answers in the same way as these tests, so
+it renders the same files. Two projects verify this.
 """
 
 import functools
@@ -70,7 +70,7 @@ EMAIL = '"a\'b\\c#{{1234567*3}}{%raw%}$HOME`id`:é🚀<>&"@example.com'
 
 
 def answers_of(text: str) -> dict[str, str]:
-    """The text wherever a text is asked for. How the package's name follows from it: tests/test_questions.py."""
+    """Return answers with this text for each text question. test_questions.py tests derived package names."""
     texts = {"project_name": text, "description": text, "author_name": text}
     return {**texts, "author_email": EMAIL, "package_slug": "service"}
 
@@ -92,7 +92,7 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.mark.parametrize("text", [*HOSTILE.values()], ids=[*HOSTILE])
 def test_a_hostile_answer_stays_text(text: str, harmless: Project, tmp_path: Path) -> None:
-    """One test for all that one render shows, since rendering is what takes the time."""
+    """One test checks everything about a render, because rendering takes most of the time."""
     project = render(tmp_path / "project", answers_of(text), source=release())
     assert_stored_exactly(project, text)
     assert_in_pyproject(project, text)
@@ -120,7 +120,7 @@ def read_pyproject(project: Project) -> dict[str, Any]:
 
 
 def assert_in_markdown(project: Project, text: str) -> None:
-    """The title of README.md and of AGENTS.md shows the text, and nothing of it is markup."""
+    """Check that the titles of README.md and AGENTS.md show the text without markup."""
     for name in ("README.md", "AGENTS.md"):
         lines = (project.folder / name).read_text(encoding="utf-8").splitlines()
         title = next(line for line in lines if line.startswith("# "))
@@ -173,7 +173,7 @@ def test_markdown_shows_a_hostile_answer_as_text(text: str) -> None:
 
 
 def shown(markdown: str) -> str:
-    """The text that a line of Markdown shows as heading or paragraph. Fails when there is markup in it."""
+    """Return the text of a heading or paragraph in Markdown. Fail if it contains markup."""
     markup = re.search(
         r"""
             (?<!\\)(?:\\\\)*[`*_<>\[\]|~]  # not escaped: after no or an even number of backslashes
@@ -207,7 +207,7 @@ def test_blank_answers_leave_nothing_behind(empty: str, harmless: Project, tmp_p
 
 @pytest.mark.parametrize("slug", ["a", "z", "a" * 40, "z" * 40], ids=["a", "z", "a x 40", "z x 40"])
 def test_code_is_clean_for_the_shortest_and_the_longest_name(slug: str, tmp_path: Path) -> None:
-    """In every combination: the length of lines and the order of imports depend on it."""
+    """In every combination, because the length of lines and the order of imports depend on the name."""
     template = Template(working_tree())
     combinations = read_space(template, given={"package_slug": slug})
     renderer = Renderer(template, combinations)

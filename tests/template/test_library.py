@@ -1,6 +1,6 @@
-"""The library in `template/runtime/`: the same in every project, so it is checked once, as it stands.
+"""Checks of the library in `template/runtime/`. It is the same in every project, so it is checked once, in place.
 
-What it does is tested by tests/runtime/ and tests/behaviour/; what it looks like in a project, by test_render.py.
+tests/runtime/ and tests/behaviour/ test its behaviour, and test_render.py checks it as a part of projects.
 """
 
 import re
@@ -63,7 +63,7 @@ def unfit_as_static(file: File) -> Iterator[str]:
 
 
 def test_nothing_in_the_library_is_jinja(library: Tree) -> None:
-    """Whoever edits it needs not think of Jinja, and it can be imported where it stands."""
+    """So the library can be edited without regard to Jinja, and imported in place."""
     assert len(library.files) > 20
     assert [problem for file in library for problem in unfit_as_static(file)] == []
 
@@ -110,18 +110,18 @@ def unresolved(modules: Mapping[str, File]) -> Iterator[str]:
 
 
 def test_the_imports_of_the_library_resolve(library: Tree) -> None:
-    """Those of other packages are seen when tests/runtime/ imports them."""
+    """tests/runtime/ tests imports of other packages."""
     assert list(unresolved(modules_of(library))) == []
 
 
 def outside(module: Import) -> str | None:
-    """The package that it is from, where that isn't the library or Python itself."""
+    """Return the package of an import, or None for the library and the standard library."""
     top = module.module.partition(".")[0]
     return None if top in sys.stdlib_module_names or top == LIBRARY_PACKAGE else top
 
 
 def test_the_library_imports_only_what_it_declares(library: Tree) -> None:
-    """So nothing of the project: the library is told names."""
+    """The library imports nothing of the project."""
     declared = dependencies(library.files[f"{LIBRARY}pyproject.toml"])
     available = declared.runtime.keys() | set().union(*declared.optional.values())
     imported = {outside(each) for file in modules_of(library).values() for each in imports(file)} - {None}
@@ -133,7 +133,7 @@ def test_the_library_imports_only_what_it_declares(library: Tree) -> None:
 
 
 def extras_needed(modules: Mapping[str, File], declared: Dependencies) -> dict[str, set[str]]:
-    """For each module the extras without which it can't be imported."""
+    """Return the extras that each module needs to be imported."""
 
     def extras_of(package: str) -> set[str]:
         if brought_by(package, declared.runtime):
@@ -145,7 +145,7 @@ def extras_needed(modules: Mapping[str, File], declared: Dependencies) -> dict[s
 
     @cache
     def reached_from(module: str) -> frozenset[str]:
-        """The modules that are imported with it, its own packages among them."""
+        """Return the modules that are imported with this one, including its parent packages."""
         found, pending = set[str](), {module}
         while pending:
             name = pending.pop()
@@ -171,7 +171,7 @@ def extras_needed(modules: Mapping[str, File], declared: Dependencies) -> dict[s
 
 
 def test_only_these_modules_need_an_extra(library: Tree) -> None:
-    """Most tests run with all extras installed, and wouldn't notice."""
+    """Most tests run with all extras installed and wouldn't notice a missing one."""
     declared = dependencies(library.files[f"{LIBRARY}pyproject.toml"])
     assert extras_needed(modules_of(library), declared) == WITH_EXTRAS
 

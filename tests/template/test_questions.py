@@ -1,4 +1,4 @@
-"""What the user is asked, what is made of the answers, and what a wrong one gets back."""
+"""Questions, answers that are derived from others, and messages about wrong answers."""
 
 import contextlib
 import fcntl
@@ -62,9 +62,9 @@ DEFAULTS = {
 
 
 def resolve(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """What Copier takes the answers to be, the default and derived ones included, without a render.
+    """Return the answers as Copier resolves them, with defaults and derived answers, without rendering.
 
-    Raises UserMessageError when one is refused.
+    Raises UserMessageError if one is refused.
     """
     with Worker(src_path=str(working_tree()), data=dict(answers), defaults=True, quiet=True) as worker:
         worker._ask()
@@ -147,7 +147,7 @@ def test_the_package_is_named_after_the_project(name: str, slug: str) -> None:
 
 
 def assert_usable(slug: str) -> None:
-    """By Python's own rules, not by those of the validator."""
+    """Check a name by Python's rules, independently of the validator."""
     assert slug.isidentifier()
     assert slug.isascii()
     assert slug == slug.lower()
@@ -159,7 +159,7 @@ def assert_usable(slug: str) -> None:
 
 
 def test_the_package_name_is_usable_for_any_project_name() -> None:
-    """Also by its own validator: `resolve` raises for a default that it refuses."""
+    """`resolve` also raises if the validator refuses the default."""
     alphabet = "aZ09_- .'\"\\/{}%#:éß漢😀\u202e\n\t"
     chance = random.Random(20261121)
     words = [*sorted(reserved_names()), *keyword.kwlist, "_", "9", *alphabet]
@@ -236,7 +236,7 @@ def taken(slug: str, free: str = "") -> str:
 
 
 def refused(question: str, message: str) -> str:
-    """What Copier makes of our sentence: see `bad_answer` in copier.yml."""
+    """Return the message that Copier prints for a wrong answer: see `bad_answer` in copier.yml."""
     assert message.startswith(question)
     return f"'None' has no attribute {message!r}"
 
@@ -316,7 +316,7 @@ def test_a_wrong_answer_ends_a_process_with_the_message_only(tmp_path: Path) -> 
 
 
 def test_every_answer_that_can_be_wrong_is_checked_before_copier_checks_it() -> None:
-    """The list in `bad_answer` repeats what the questions say; nothing may be missing there."""
+    """The list in `bad_answer` repeats the questions. It must be complete."""
     config = yaml.safe_load((REPOSITORY / "copier.yml").read_text(encoding="utf-8"))
     questions = {name: body for name, body in config.items() if not name.startswith("_")}
     checked = {
@@ -477,7 +477,7 @@ def test_the_message_after_the_copy_names_the_next_commands(beat: bool, tmp_path
 
 
 def test_the_lowest_version_of_copier_renders_the_same(tmp_path: Path) -> None:
-    """The lowest that copier.yml names, which uv fetches."""
+    """The lowest version in copier.yml, which uv installs."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     assert uv, "uv is needed to run another version of Copier"
     version = read_config()["_min_copier_version"]

@@ -1,7 +1,7 @@
-"""Every combination of the feature space: what Copier would write is complete, clean and consistent.
+"""Checks of all combinations of options: the files that Copier would write are complete, clean and consistent.
 
-A check takes one file, or one tree, and yields a sentence for each thing that is wrong. Files are checked once for each
-distinct content. The checks themselves are tested at the end, on trees that are wrong on purpose.
+A check takes one file or one tree, and yields a sentence for each problem. Each distinct content is checked once. The
+checks themselves are tested at the end of this module, with wrong trees.
 """
 
 import posixpath
@@ -44,7 +44,7 @@ from support.space import Combination, Template, covering_set, read_space
 
 @dataclass(frozen=True)
 class Rendering:
-    """The whole space, rendered."""
+    """All combinations, rendered."""
 
     template: Template
     combinations: Sequence[Combination]
@@ -70,7 +70,7 @@ def rendering(tmp_path_factory: pytest.TempPathFactory, summary: list[str]) -> I
 
 
 def report(problems: Iterable[tuple[str, object]], limit: int = 30) -> None:
-    """Fail with each distinct problem, how many combinations have it, and one of them."""
+    """Fail with each distinct problem, the number of combinations that have it, and one of them."""
     found: dict[str, list[object]] = {}
     for problem, where in problems:
         found.setdefault(problem, []).append(where)
@@ -103,7 +103,7 @@ def test_ruff(rendering: Rendering, tmp_path: Path) -> None:
 
 
 def test_only_the_answers_file_depends_on_the_copy(rendering: Rendering) -> None:
-    """Anything else that did would change on every update, and escape all checks of content."""
+    """Other files must not: they would change on every update and escape the checks of contents."""
     assert {file.path for file in rendering.files if file.volatile} == {rendering.template.answers_file}
 
 
@@ -134,7 +134,7 @@ def answers_differ(template: Template, combination: Combination, tree: Tree) -> 
 
 
 def test_the_trees_are_what_copier_writes(rendering: Rendering, tmp_path: Path) -> None:
-    """On a set of combinations in which any three options meet in every way that they can."""
+    """Check a set of combinations in which all triples of answers occur."""
     rendered = dict(zip(rendering.combinations, rendering.trees, strict=True))
     for number, combination in enumerate(covering_set(rendering.combinations, strength=3)):
         written = copy_with_copier(rendering.template, combination, tmp_path / str(number))
@@ -194,7 +194,7 @@ CONTEXT = {**dict.fromkeys(WORDS, False), "use_redis": True}
 
 
 def mutated(changes: Mapping[str, str | None]) -> Tree:
-    """The sound project with files replaced, added, or, with None, removed."""
+    """Return the correct project with files replaced, added or, for None, removed."""
     texts = {path: text for path, text in {**SOUND, **changes}.items() if text is not None}
     tree = Tree.of(texts, package_slug=SLUG, **CONTEXT)
     removed = {posixpath.dirname(path) for path, text in changes.items() if text is None}
@@ -352,7 +352,7 @@ def test_a_late_import_of_services_is_allowed_in_setup_caches_only() -> None:
 
 
 def test_ruff_problems_are_found_in_every_variant(tmp_path: Path) -> None:
-    """Two contents of one path: both are checked, by the rules of the project, and told apart."""
+    """Both contents of one path are checked with the project's rules, and reported separately."""
     variants = [mutated({"shop/tasks/mail.py": text}) for text in ("import os\n", "a  =  1\n", "b = 1\n")]
     labelled = [(tree, f"variant {number}") for number, tree in enumerate(variants)]
     problems = [problem for problem in ruff_problems(labelled, tmp_path) if problem.startswith("shop/tasks/mail.py")]

@@ -1,4 +1,4 @@
-"""The render layer on a space as large as it will become: a synthetic template with 14 questions and 60 files."""
+"""The renderer with many combinations: a synthetic template with 14 questions and 60 files."""
 
 import random
 import time
@@ -63,7 +63,7 @@ QUESTIONS: dict[str, Any] = {
 
 
 def expected_answers() -> Iterator[dict[str, Any]]:
-    """The space, told a second time without Copier or Jinja."""
+    """Compute the combinations again, without Copier or Jinja."""
     subsets = [list(some) for size in range(len(TOOLS) + 1) for some in choose(TOOLS, size)]
     for broker, plain, monitoring in product(("redis", "rabbitmq"), product((False, True), repeat=len(PLAIN)), subsets):
         first: dict[str, Any] = {"broker": broker, **dict(zip(PLAIN, plain, strict=True))}
@@ -107,7 +107,7 @@ def write_template(root: Path) -> Path:
 
 
 def _file_name(number: int, group: tuple[str, ...]) -> str:
-    """Every third file exists only with its first option."""
+    """Return the name of a file. Every third file exists only with its first option."""
     return f"{{% if {group[0]} %}}file{number}.txt{{% endif %}}" if number % 3 == 0 else f"file{number}.txt"
 
 
@@ -118,7 +118,7 @@ def _body(number: int, group: tuple[str, ...]) -> str:
 
 
 def expected_contents() -> int:
-    """How many distinct files the synthetic template makes, told from the answers alone."""
+    """Compute the number of distinct files of the synthetic template from the answers."""
     settings = {frozenset(_options_on(answers)) for answers in expected_answers()}
     total = 0
     for number, group in enumerate(GROUPS):
@@ -204,7 +204,7 @@ def test_a_covering_set_covers(scale: Scale, strength: int, summary: list[str]) 
 
 
 def _interactions(combinations: list[Combination], strength: int) -> set[tuple[tuple[str, str], ...]]:
-    """Every `strength` options together, as they occur. Told without the bits that the covering set is made with."""
+    """Return all occurring answers to `strength` options together, computed without the covering set's bits."""
     names = [name for name in QUESTIONS if any(name in combination.answers for combination in combinations)]
     found = set[tuple[tuple[str, str], ...]]()
     for combination in combinations:
@@ -216,7 +216,7 @@ def _interactions(combinations: list[Combination], strength: int) -> set[tuple[t
 
 
 def test_every_change_of_one_answer_is_found(tmp_path: Path) -> None:
-    """With it changes what it decides on: whoever wants no schedule any more has no scheduler any more."""
+    """This includes questions that depend on the changed one."""
     template = Template(write_template(tmp_path))
     changes = changes_of_an_answer(template, read_space(template, {"broker", "periodic", "scheduler"}))
     schedules = ("periodic=False", "periodic=True scheduler=file", "periodic=True scheduler=redbeat")

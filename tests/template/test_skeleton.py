@@ -1,4 +1,4 @@
-"""A generated project is a skeleton of its owner's own code; the library in `runtime/` is for us to care for."""
+"""The user's package in a generated project is small. The project doesn't check the library."""
 
 import subprocess
 import sys

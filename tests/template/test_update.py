@@ -1,16 +1,14 @@
-"""`copier update`: from earlier versions and to other answers. What comes out is what a fresh render gives, plus what
-the user did; nothing less, nothing more.
+"""`copier update`, from earlier versions and to other answers. The result must equal a fresh render plus the user's edits.
 
 An update merges three trees: the old version with the old answers, the project, and the new version with the new
-answers. Files that the user left alone come from the third; so whatever the answers are, it is enough to know that the
-third is right, which test_render.py shows, and that a few updates write and delete whole files as they should. What is
-left are the merges of the files that users edit, each for itself. So:
+answers. Files that the user hasn't edited come from the third tree. test_render.py checks this tree, so a few updates
+that write and delete whole files are enough here. The merges of files that users edit remain:
 
-- Copier updates a project from each earlier version, with the default answers and with other ones;
-- Copier updates one project through a set of answers in which any two options meet in every way, and back to the first.
-  Every license and every version of Python is among them;
-- every change of one answer, from every combination, is made on rendered trees; and each distinct merge that comes of
-  it is made by Copier, all of them in one update of a template that holds the files as they are before and after.
+- Copier updates a project from each earlier version, with the default answers and with other answers.
+- Copier updates one project through a set of answers in which all pairs of options occur, and back to the first. The
+  set contains every license and every version of Python.
+- Every change of one answer, from every combination, is computed on rendered trees. Copier makes each distinct merge
+  that results, all of them in one update of a template that contains the files before and after.
 """
 
 import itertools
@@ -104,7 +102,7 @@ def test_the_first_commit_is_the_one_that_added_copier_yml() -> None:
 
 @dataclass(frozen=True)
 class Spaces:
-    """All combinations of the options, and all those of what is answered before them."""
+    """All combinations of the options, and all combinations of the questions before them."""
 
     template: Template
     options: Sequence[Combination]
@@ -118,9 +116,9 @@ def spaces() -> Spaces:
 
 
 def walk(spaces: Spaces) -> list[dict[str, Any]]:
-    """Answers in which any two options meet in every way, with every answer about the project, and back to the first.
+    """Return answers in which all pairs of options and all answers about the project occur, and the first again.
 
-    So every answer that a question can have is given and taken back at least once.
+    So each possible answer is chosen and changed back at least once.
     """
     options, about = covering_set(spaces.options, strength=2), covering_set(spaces.about, strength=1)
     count = max(len(options), len(about))
@@ -160,7 +158,7 @@ class Merge:
 
 
 def merges(spaces: Spaces, paths: Sequence[str]) -> dict[Merge, str]:
-    """Every distinct merge of the change of one answer, with the first such change."""
+    """Return the distinct merges for changes of one answer, each with its first change."""
     found: dict[Merge, str] = {}
     for combinations in (spaces.options, spaces.about):
         renderer = Renderer(spaces.template, combinations)
@@ -174,7 +172,7 @@ def merges(spaces: Spaces, paths: Sequence[str]) -> dict[Merge, str]:
 
 
 def test_every_change_of_an_answer_keeps_the_edits_of_the_user(spaces: Spaces, tmp_path: Path) -> None:
-    """In the files that are in both renders; where an option takes a file away, the user's edits of it go, too."""
+    """This applies to files in both renders. If an option removes a file, its edits are lost."""
     edits = edits_of_a_user("my_service")
     todo = merges(spaces, [*edits])
     assert len(todo) > 20
@@ -197,7 +195,7 @@ def test_every_change_of_an_answer_keeps_the_edits_of_the_user(spaces: Spaces, t
 
 
 def commit_static_template(folder: Path, files: Mapping[str, bytes], tag: str) -> None:
-    """Commit a template that renders to these files, whatever is in them."""
+    """Commit a template that renders these files unchanged."""
     config = {"_subdirectory": "template", "package_slug": {"type": "str", "default": "my_service"}}
     sources = {"copier.yml": yaml.safe_dump(config).encode()}
     sources["template/{{ _copier_conf.answers_file }}.jinja"] = b"{{ _copier_answers | to_nice_yaml }}"
@@ -212,7 +210,7 @@ def commit_static_template(folder: Path, files: Mapping[str, bytes], tag: str) -
 
 
 def change_template(template: Path, name: str, change: Callable[[str], str], tag: str) -> None:
-    """Release another version of the template, with one file changed."""
+    """Release a version of the template in which one file has changed."""
     path = template / name
     before = path.read_text(encoding="utf-8")
     path.write_text(change(before), encoding="utf-8")
@@ -222,7 +220,7 @@ def change_template(template: Path, name: str, change: Callable[[str], str], tag
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """The working tree as v1.0.0, to be changed."""
+    """The working tree as v1.0.0, for tests that change it."""
     commit_version(tmp_path / "template", "v1.0.0")
     return tmp_path / "template"
 
