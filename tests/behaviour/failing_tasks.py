@@ -42,6 +42,13 @@ def flaky(path: str, times: int) -> None:
         raise ConnectionError("away")
 
 
+@current_app.task(name="failing.later", bind=True, max_retries=2)
+def later(self: Task[..., Any], path: str, key: str) -> None:
+    """Fail, and again a second later each time; tell where."""
+    note(path, f"{key} on {str(self.request.hostname).partition('@')[0]}")
+    raise self.retry(countdown=1, exc=RuntimeError(f"no {key}"))
+
+
 @current_app.task(name="failing.hang", time_limit=2, soft_time_limit=2)
 def hang(path: str) -> None:
     """Ignore the soft limit."""

@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from celery import Celery
 from celery.backends import redis as celerys
+from kombu.exceptions import OperationalError
 from redis import exceptions
 
 #: What passes without anybody changing the configuration.
@@ -32,6 +33,8 @@ def passes(error: BaseException) -> bool:
 
     Missing permissions, a wrong password or a key of another type don't pass.
     """
+    if isinstance(error, OperationalError) and error.__cause__:
+        error = error.__cause__
     # Before it, a pipeline tells the command with its arguments.
     text = str(error).rpartition("caused error: ")[2]
     return (isinstance(error, PASSING) and not isinstance(error, PERMANENT)) or bool(
@@ -50,7 +53,7 @@ class RedisBackend(celerys.RedisBackend):
         """Store a state. What Redis refuses for good is logged: the task itself goes on."""
         try:
             return super().store_result(task_id, result, state, *rest, **more)
-        except exceptions.RedisError as error:
+        except (exceptions.RedisError, OperationalError) as error:
             if passes(error):
                 raise
             told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(error)}

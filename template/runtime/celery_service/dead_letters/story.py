@@ -1,11 +1,13 @@
 """The story of a message: what it says, how it ended, and how to send it again."""
 
-import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from celery import current_app
 from celery.app.task import Context
+
+from celery_service.brokers.queues import queue_of
 
 Record = dict[str, Any]
 
@@ -69,8 +71,8 @@ def own_headers(context: Context) -> Record:
 
 
 def _queue(delivery_info: Any) -> str:
-    # What RabbitMQ has delayed carries the delay in front: 28 digits, each with a dot.
-    return re.sub(r"^(?:[01]\.){28}", "", str((delivery_info or {}).get("routing_key") or ""))
+    found = queue_of(current_app, delivery_info)
+    return found or str((delivery_info or {}).get("routing_key") or "")
 
 
 def _now() -> dict[str, object]:

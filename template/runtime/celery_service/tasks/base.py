@@ -8,6 +8,7 @@ from typing import Any
 import celery
 from celery.signals import worker_init
 
+from celery_service.brokers.queues import queue_of
 from celery_service.dead_letters import poison
 from celery_service.tasks import loop
 from celery_service.tasks.arguments import Arguments, InvalidArguments
@@ -96,6 +97,24 @@ class Task(celery.Task[..., Any]):
         if self._arguments and (known or kwargs):
             self._arguments.check(known, kwargs or {}, complete=False)
         return super().signature(args, kwargs, *rest, **options)
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Prepare a retry, in the queue that the message came from.
+
+        Celery sends it to its exchange and routing key. RabbitMQ takes those of the default queue
+        for what is delayed, and our routes would take the priority that each message has there.
+        """
+        request = self.request if request is None else request
+        if queue is None and not options.keys() & {"exchange", "routing_key"}:
+            queue = queue_of(self.app, request.delivery_info)
+        return super().signature_from_request(request, args, kwargs, queue, **options)
 
     async def call_async(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body here and now, where an event loop runs already: no broker, no retries.
