@@ -117,3 +117,13 @@ def test_a_wrong_argument_of_the_command_is_said(forks: Forks, service: Any, arg
     done = forks.celery(*command, folder=service, variables={"CELERY_BROKER_URL": "memory://"})
     assert done.returncode == 2
     assert says in done.stderr
+
+
+@pytest.mark.parametrize("command", [["dead-letters"], ["dead-letters", "replay"], ["worker"], []], ids=" ".join)
+def test_help_needs_no_broker(forks: Forks, service: Any, command: list[str]) -> None:
+    done = forks.celery("-A", "my_service.celery", *command, "--help", folder=service, variables={})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    done = forks.celery("-A", "my_service.celery", "dead-letters", "list", folder=service, variables={})
+    assert done.returncode == 1
+    assert done.stderr.startswith("CELERY_BROKER_URL is not set; ")
