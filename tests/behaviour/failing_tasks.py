@@ -28,9 +28,10 @@ def other() -> None:
 
 @current_app.task(name="failing.slow_fail")
 def slow_fail(path: str) -> None:
-    """Fail a while later."""
+    """Fail when somebody has said so."""
     note(path, "failing soon")
-    time.sleep(2)
+    while not (Path(path).parent / "fail now").exists():
+        time.sleep(0.1)
     raise RuntimeError("slow")
 
 
