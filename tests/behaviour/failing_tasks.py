@@ -30,9 +30,10 @@ def other() -> None:
 
 @current_app.task(name="failing.slow_fail")
 def slow_fail(path: str) -> None:
-    """Fail a while later."""
+    """Fail when somebody has said so."""
     note(path, "failing soon")
-    time.sleep(2)
+    while not (Path(path).parent / "fail now").exists():
+        time.sleep(0.1)
     raise RuntimeError("slow")
 
 
@@ -42,6 +43,13 @@ def flaky(path: str, times: int) -> None:
     note(path, "tried")
     if len(Path(path).read_text().splitlines()) <= times:
         raise ConnectionError("away")
+
+
+@current_app.task(name="failing.later", bind=True, max_retries=2)
+def later(self: Task[..., Any], path: str, key: str) -> None:
+    """Fail, and again a second later each time; tell where."""
+    note(path, f"{key} on {str(self.request.hostname).partition('@')[0]}")
+    raise self.retry(countdown=1, exc=RuntimeError(f"no {key}"))
 
 
 @current_app.task(name="failing.hang", time_limit=2, soft_time_limit=2)

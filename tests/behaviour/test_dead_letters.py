@@ -178,6 +178,17 @@ def test_replay_runs_each_once_and_says_where_it_comes_from(service: Service) ->
     assert [letter["id"] for letter in service.letters()] == [kept]
 
 
+def test_retries_and_replays_stay_in_their_queue(service: Service) -> None:
+    with service.worker("daily", "--concurrency=1", "--queues=reports.daily", "--hostname=daily@%h") as worker:
+        worker.wait_ready()
+        service.send("failing.later.apply_async((notes, 'a'), queue='reports.daily')")
+        [letter] = service.wait_for_letters()
+        assert (letter["queue"], letter["retries"]) == ("reports.daily", 2)
+        assert service.dead_letters("replay", "--yes").returncode == 0
+        wait_until(lambda: len(service.lines()) == 6, 30, "three more attempts")
+    assert service.lines() == ["a on daily"] * 6
+
+
 def test_replays_at_the_same_time_send_each_once(service: Service) -> None:
     service.python("for number in range(12): failing.fail.delay(notes, str(number))\n1")
     letters = service.wait_for_letters(12)

@@ -74,12 +74,19 @@ def test_the_bytes_of_records_are_bounded(service: Service) -> None:
 
 
 def test_nothing_is_acknowledged_before_the_record_is_kept_for_good(service: Service) -> None:
-    with service.worker() as worker:
-        task = service.send("failing.slow_fail.delay(notes)")
-        service.wait_for_line("failing soon")
+    with service.worker("worker", "--concurrency=2") as worker:
+        tasks = [
+            service.send("failing.slow_fail.delay(notes)"),
+            # Here nothing waits for the result store before the dead letter does.
+            service.send("failing.slow_fail.apply_async((notes,), ignore_result=True)"),
+        ]
+        wait_until(lambda: len(service.lines()) == 2, 30, "two tasks")
         service.redis.stop()
-        worker.wait_for("(?i)retry|connection", 20)
+        (service.folder / "fail now").touch()
+        worker.wait_for("Failed operation _store_result. Retrying")
+        server = re.escape(f'"server": "{service.redis.url}"')
+        worker.wait_for(f'"id": "{tasks[1]}", {server}.*"event": "dead_letter_waits"')
         service.redis.start()
-        assert [letter["id"] for letter in service.wait_for_letters()] == [task]
+        assert sorted(letter["id"] for letter in service.wait_for_letters(2)) == sorted(tasks)
         service.redis.restart()
-        assert len(service.letters()) == 1
+        assert len(service.letters()) == 2

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app.task import Context
+from celery_service.brokers.queues import queue_of
 from celery_service.dead_letters.store import DeadLetters, redis_of
 from celery_service.dead_letters.story import own_headers, story, story_of_message
+from kombu import Exchange, Queue
 
 from support.forks import Forks
 
@@ -56,10 +58,29 @@ def test_a_message_that_is_no_task_is_stored_as_text(body: str | bytes) -> None:
     assert record["body"]
 
 
-def test_what_rabbitmq_has_delayed_belongs_to_its_queue() -> None:
-    delayed = "0." * 27 + "1." + "default"
-    context = Context({"id": "a", "task": "t", "delivery_info": {"routing_key": delayed}})
-    assert story(context, reason="failure", error="x")["queue"] == "default"
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "queue"),
+    [
+        ("", "reports.daily", "reports.daily"),
+        ("default", "default", "default"),
+        ("mail", "letters", "post"),  # its name is neither
+        ("numbers", "1.2.3", "figures"),  # its binding is a pattern
+        ("celery_delayed_delivery", "0." * 27 + "1.default", "default"),
+        ("celery_delayed_delivery", "0." * 27 + "1.1.0.letters", "old"),
+        ("elsewhere", "unknown", None),
+        (None, None, None),
+    ],
+)
+def test_the_queue_of_a_message(
+    monkeypatch: pytest.MonkeyPatch, app: Celery, exchange: str | None, routing_key: str | None, queue: str | None
+) -> None:
+    for name, its_exchange, its_key in (
+        ("post", "mail", "letters"),
+        ("old", "mail", "1.0.letters"),
+        ("figures", "numbers", "#"),
+    ):
+        monkeypatch.setitem(app.amqp.queues, name, Queue(name, Exchange(its_exchange, "topic"), its_key))
+    assert queue_of(app, {"exchange": exchange, "routing_key": routing_key}) == queue
 
 
 def test_only_the_senders_own_headers_are_kept() -> None:
@@ -98,3 +119,13 @@ def test_a_wrong_argument_of_the_command_is_explained(
     done = forks.celery(*command, folder=service, variables={"CELERY_BROKER_URL": "memory://"})
     assert done.returncode == 2
     assert says in done.stderr
+
+
+@pytest.mark.parametrize("command", [["dead-letters"], ["dead-letters", "replay"], ["worker"], []], ids=" ".join)
+def test_help_needs_no_broker(forks: Forks, service: Any, command: list[str]) -> None:
+    done = forks.celery("-A", "my_service.celery", *command, "--help", folder=service, variables={})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    done = forks.celery("-A", "my_service.celery", "dead-letters", "list", folder=service, variables={})
+    assert done.returncode == 1
+    assert done.stderr.startswith("CELERY_BROKER_URL is not set; ")

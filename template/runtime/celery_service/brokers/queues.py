@@ -1,5 +1,6 @@
 """The queues of a service. A worker consumes all but `dead_letter`, unless `-Q` names others."""
 
+import re
 from typing import Any
 
 from celery import Celery
@@ -9,6 +10,9 @@ DEAD_LETTER_QUEUE = "dead_letter"
 
 #: The most urgent comes first.
 NAMES = ("high_priority", "default", "low_priority", DEAD_LETTER_QUEUE)
+
+# What RabbitMQ has delayed carries the delay in front: 28 digits, each with a dot.
+_DELAY = re.compile(r"^(?:[01]\.){28}")
 
 
 def install(app: Celery) -> None:
@@ -33,3 +37,25 @@ def route_by_priority(
     if not isinstance(priority, int) or "queue" in options or 3 <= priority <= 6:
         return None
     return {"queue": "high_priority" if priority > 6 else "low_priority"}
+
+
+def queue_of(app: Celery, delivery_info: Any) -> str | None:
+    """Return the name of the queue that a message came from; None if no queue here fits.
+
+    Args:
+        app: The application of the worker that has got the message.
+        delivery_info: What its broker says: `exchange` and `routing_key`.
+    """
+    exchange = (delivery_info or {}).get("exchange")
+    key = _DELAY.sub("", str((delivery_info or {}).get("routing_key") or ""))
+    if not exchange:  # that exchange has every queue under its name
+        return key or None
+    queues = app.amqp.queues.values()
+    fitting = (
+        *(each for each in queues if (each.exchange.name, each.routing_key) == (exchange, key)),
+        # Its binding may have a wildcard.
+        *(each for each in queues if each.exchange.name == exchange),
+        # After a delay, the exchange is that of delays.
+        *(each for each in queues if each.routing_key == key),
+    )
+    return str(fitting[0].name) if fitting else None

@@ -6,6 +6,7 @@ To change a default, set its variable or name it in `celeryconfig.py`.
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,17 @@ def install(app: Celery, *, tasks: str, routes: Mapping[str, str]) -> None:
     Raises:
         ConfigurationError: No broker is named, or a setting can't be understood.
     """
-    app.config_from_object(configuration(root=root_of(tasks), routes=routes))
+    root = root_of(tasks)
+    try:
+        settings = configuration(root=root, routes=routes)
+    except ConfigurationError:
+        # `celery -A … worker --help` imports the app before it prints the help, and then ends.
+        if "--help" not in sys.argv:
+            raise
+        settings = configuration(
+            root=root, routes=routes, environ={"CELERY_BROKER_URL": "memory://"}
+        )
+    app.config_from_object(settings)
 
 
 def root_of(package: str) -> Path:

@@ -1,6 +1,8 @@
 """The Redis of the results: which of its errors pass, so that a worker waits and tries again."""
 
 import re
+
+from kombu.exceptions import OperationalError
 from redis import exceptions
 
 #: What passes without anybody changing the configuration.
@@ -25,6 +27,8 @@ def passes(error: BaseException) -> bool:
 
     Missing permissions, a wrong password or a key of another type don't pass.
     """
+    if isinstance(error, OperationalError) and error.__cause__:
+        error = error.__cause__
     # Before it, a pipeline tells the command with its arguments.
     text = str(error).rpartition("caused error: ")[2]
     return (isinstance(error, PASSING) and not isinstance(error, PERMANENT)) or bool(

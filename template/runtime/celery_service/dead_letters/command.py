@@ -59,9 +59,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RedisError as error:
-            server = ctx.obj.app.backend.as_uri()
-            raise click.ClickException(f"{server} keeps the dead letters: {error}") from None
+        except (RedisError, OperationalError) as error:
+            raise click.ClickException(f"the Redis of dead letters fails: {error}") from None
 
 
 @click.group(name="dead-letters", cls=_Commands)
@@ -215,9 +214,8 @@ def _replay(app: Celery, store: DeadLetters, records: list[Record]) -> dict[str,
 
 
 def _send(app: Celery, record: Record) -> None:
-    send = _sender(app, record)
     try:
-        send()
+        _sender(app, record)()
     except (OperationalError, RedisError, OSError, InvalidArguments) as error:
         raise _NotSent(f"it can't be sent: {error}") from None
 

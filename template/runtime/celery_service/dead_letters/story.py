@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from celery import current_app
 from celery.app.task import Context
 
 from celery_service.brokers.messages import is_task, is_too_deep
+from celery_service.brokers.queues import queue_of
 
 Record = dict[str, Any]
 
@@ -82,8 +84,8 @@ def own_headers(context: Context) -> Record:
 
 
 def _queue(delivery_info: Any) -> str:
-    # What RabbitMQ has delayed carries the delay in front: 28 digits, each with a dot.
-    return re.sub(r"^(?:[01]\.){28}", "", str((delivery_info or {}).get("routing_key") or ""))
+    found = queue_of(current_app, delivery_info)
+    return found or str((delivery_info or {}).get("routing_key") or "")
 
 
 def _now() -> dict[str, object]:

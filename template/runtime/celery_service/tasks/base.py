@@ -11,6 +11,7 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery.signals import worker_init
 
 from celery_service.brokers.messages import MAX_DEPTH, is_too_deep
+from celery_service.brokers.queues import queue_of
 from celery_service.dead_letters import poison
 from celery_service.lifecycle import green
 from celery_service.tasks import loop
@@ -124,6 +125,24 @@ class Task(celery.Task[..., Any]):
         """
         check(self.name, args, kwargs, options)
         return super().retry(args, kwargs, *rest, **options)
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Prepare a retry, in the queue that the message came from.
+
+        Celery sends it to its exchange and routing key. RabbitMQ takes those of the default queue
+        for what is delayed, and our routes would take the priority that each message has there.
+        """
+        request = self.request if request is None else request
+        if queue is None and not options.keys() & {"exchange", "routing_key"}:
+            queue = queue_of(self.app, request.delivery_info)
+        return super().signature_from_request(request, args, kwargs, queue, **options)
 
     async def call_async(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body here and now, where an event loop runs already: no broker, no retries.

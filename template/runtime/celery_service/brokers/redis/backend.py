@@ -123,20 +123,18 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         """Return whether an error may pass, and this is a process that waits for it."""
-        cause = exc.__cause__ if isinstance(exc, OperationalError) else exc
         # Celery sets this in workers, also for the processes of their pools.
         is_worker: bool = self.app.loader.worker_initialized
-        return is_worker and cause is not None and passes(cause)
+        return is_worker and passes(exc)
 
     def store_result(self, task_id: Any, result: Any, state: Any, *rest: Any, **more: Any) -> Any:
         """Store a state. What Redis refuses for good is logged: the task itself goes on."""
         try:
             return super().store_result(task_id, result, state, *rest, **more)
         except (RedisError, OperationalError) as error:
-            cause = error.__cause__ if isinstance(error, OperationalError) else error
-            if cause is None or passes(cause):
+            if passes(error):
                 raise
-            told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(cause)}
+            told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(error)}
             logger.error("result_not_stored", **told)
         return result
 
