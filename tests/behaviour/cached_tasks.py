@@ -36,6 +36,12 @@ async def take_async(key: str) -> Any:
     return await cache.get(key)
 
 
+@current_app.task(name="probe.clear_async")
+async def clear_async() -> bool:
+    """Clear the cache in an async task."""
+    return await cache.clear()
+
+
 @current_app.task(name="probe.dear")
 def dear(path: str, seconds: float, lease: float = 30) -> int:
     """Compute something in a sync task, unless it is known."""

@@ -15,7 +15,7 @@ from support.servers import Server, start_redis, wait_until
 from support.service import Service, full_project, service_on_redis
 
 POOLS = ("prefork", "solo", "threads")
-#: Seconds for which a Redis that didn't answer isn't asked again: `PAUSE` in celery_service/data/cache.py.
+#: Seconds for which a Redis that didn't answer isn't asked again: `PAUSE` in celery_service/data/outage.py.
 PAUSE = 5
 
 
@@ -114,6 +114,34 @@ def test_services_that_share_a_redis_have_namespaces(service: Service) -> None:
     call(service, "cache.sync.set('a', 1)")
     assert call(service, "cache.sync.get('a')", CACHE_NAMESPACE="other") is None
     assert call(service, "cache.sync.get('a')") == 1
+
+
+def test_clearing_deletes_the_keys_of_this_service_alone(running: Running) -> None:
+    # Its name must be taken literally, and a database may hold more keys than one step looks at.
+    own = {"CACHE_NAMESPACE": "my*[s]"}
+    with redis_client.Redis.from_url(running.cache.url) as client:
+        others = ("mys:a", "my*[s]s:a", "other")
+        client.mset({f"my*[s]:{number}": "1" for number in range(5000)} | dict.fromkeys(others, "1"))
+        expression = "[cache.sync.get('7'), cache.sync.clear(), cache.sync.get('7')]"
+        assert call(running.service, expression, **own) == [1, True, None]
+        assert client.exists(*others) == 3
+        assert not client.exists("my*[s]:0", "my*[s]:4999")
+        client.delete(*others)
+        client.set("my_service:a", "1")
+    assert call(running.service, "[run(cached.clear_async.delay()), cache.sync.get('a')]") == [True, None]
+
+
+@pytest.mark.usefixtures("server")
+def test_without_a_cache_everybody_computes(service: Service, server: Server) -> None:
+    off = {"CACHE_URL": "none"}
+    with service.worker("worker", *pool("prefork", 2), **off):
+        tasks = "[cached.dear.s(notes, 0), cached.dear_async.s(notes, 0)] * 2"
+        assert call(service, f"run(group({tasks}).delay())", **off) == [42] * 4
+    assert len(service.lines()) == 4
+    expression = "[cache.sync.set('a', 1), cache.sync.get('a', 2), cache.sync.clear()]"
+    assert call(service, expression, **off) == [None, 2, True]
+    with redis_client.Redis.from_url(server.url) as client:
+        assert client.dbsize() == 0
 
 
 # --- one computes -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,12 @@ def test_an_invalid_setting_stops_every_process_with_one_line(
     ("variable", "value", "says"),
     [
         ("DATABASE_URL", "mysql://ada:hunter2@localhost/x", "DATABASE_URL starts with mysql://"),
-        ("CACHE_URL", "redis://:hunter2@localhost:port/1", "CACHE_URL must be memory:// or such as"),
+        (
+            "DATABASE_URL",
+            "postgresql://ada:hunter2@localhost:port/x",
+            "DATABASE_URL can't be read; write postgresql://",
+        ),
+        ("CACHE_URL", "redis://:hunter2@localhost:port/1", "CACHE_URL can't be read; its port must be a number"),
         ("SMTP_PORT", "abc", "SMTP_PORT is 'abc'; it must be a valid integer."),
     ],
 )

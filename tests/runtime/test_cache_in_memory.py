@@ -101,6 +101,46 @@ def test_a_value_that_is_not_json_is_an_error(cache: Cache) -> None:
         cache.sync.set("key", object())
 
 
+def test_clearing_deletes_everything_and_no_later_value(cache: Cache) -> None:
+    async def use() -> list[Any]:
+        await cache.set("a", 1, ttl=0.05)
+        await cache.set("b", 2)
+        cleared = await cache.clear()
+        await cache.set("a", 3, ttl=60)
+        await asyncio.sleep(0.1)  # the old value of `a` would have expired
+        return [cleared, await cache.get("a"), await cache.get("b")]
+
+    assert asyncio.run(use()) == [True, 3, None]
+    cache.sync.set("c", 1)
+    assert cache.sync.clear() is True
+    assert cache.sync.get("c") is None
+
+
+def test_clearing_says_when_it_can_not(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+    monkeypatch.setenv("CACHE_URL", "redis://localhost:1/0")
+    monkeypatch.setattr(module, "settings", read(Settings))
+    aiocache.caches.set_config({"default": from_environment(namespace="unit")})
+    assert cache.sync.clear() is False  # nothing answers there
+    aiocache.caches.set_config({"default": from_environment(namespace="")})
+    with pytest.raises(ValueError, match="no namespace"):
+        Cache().sync.clear()
+
+
+def test_a_cache_that_is_switched_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+    monkeypatch.setenv("CACHE_URL", "none")
+    monkeypatch.setattr(module, "settings", read(Settings))
+    aiocache.caches.set_config({"default": from_environment(namespace="unit")})
+    cache.sync.set("key", VALUE)
+    assert cache.sync.get("key", default=0) == 0
+    numbers = iter(range(2))
+    assert [cache.sync.get_or_set("key", lambda: next(numbers)) for _ in range(2)] == [0, 1]
+    cache.sync.delete("key")
+    assert cache.sync.clear() is True
+    # What a cache couldn't keep is a mistake all the same.
+    with pytest.raises(TypeError):
+        cache.sync.set("key", object())
+
+
 def test_sync_code_below_a_running_loop_is_refused(cache: Cache) -> None:
     async def wrong() -> None:
         cache.sync.get("key")
@@ -128,8 +168,11 @@ def test_the_environment_configures_the_cache(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("CACHE_URL", "redis://:hunter2@localhost:port/1", "CACHE_URL must be memory:// or such as redis://:password@"),
-        ("CACHE_URL", "ftp://localhost", "CACHE_URL must be memory:// or such as redis://:password@host:6379/1."),
+        ("CACHE_URL", "redis://:hunter2@localhost:port/1", "CACHE_URL can't be read; its port must be a number from 1"),
+        ("CACHE_URL", "redis://:hunter2@localhost/x", "CACHE_URL must have a number as its database, such as redis://"),
+        ("CACHE_URL", "redis://:hunter2@localhost/0?x=1", "CACHE_URL must be memory://, none or such as redis://:pass"),
+        ("CACHE_URL", "rediss://:hunter2@a?ssl_cert_reqs=x", "CACHE_URL must be memory://, none or such as redis://:p"),
+        ("CACHE_URL", "ftp://localhost", "CACHE_URL must be memory://, none or such as redis://:password@host:6379/1."),
         ("CACHE_TTL", "0", "CACHE_TTL is '0'; it must be greater than or equal to 0.001."),
         ("CACHE_TIMEOUT", "never", "CACHE_TIMEOUT is 'never'; it must be a valid number."),
     ],

@@ -84,6 +84,8 @@ def test_a_url_gets_the_installed_driver(monkeypatch: pytest.MonkeyPatch, given:
         (f"mysql://{PLACE}", "starts with mysql://, which has no driver here"),
         ("ada:s%40cret@host/name", "can't be read"),
         ("postgresql://ada:s%40cret@host:port/name", "can't be read"),
+        ("postgresql://ada:s%40cret@host:99999/name", "has a port that isn't from 1 to 65535"),
+        ("postgresql://ada:s%40cret@host:0/name", "has a port that isn't from 1 to 65535"),
         ("postgresql://ada:s%40cret@host", "names no database"),
         ("sqlite://", "names no database"),
         ("sqlite:///:memory:", "names no database"),

@@ -35,6 +35,7 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: Module of the library → what it replaces in objects of others, what it calls by a private name, and what calls it by
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
+    "brokers.rabbitmq": ("kombu.connection:Connection.recoverable_connection_errors",),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.

@@ -3,7 +3,6 @@ tasks go on. Connections, namespaces and time-outs are aiocache's: https://aioca
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, TypeVar
@@ -17,30 +16,38 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from celery_service.config.addresses import check_redis, scheme_of
 from celery_service.config.settings import read
-from celery_service.data.backends import JsonSerializer, MemoryCache, RedisCache
+from celery_service.data.backends import JsonSerializer, MemoryCache, NoCache, RedisCache
+from celery_service.data.outage import Outage
 from celery_service.data.per_loop import PerLoop
 from celery_service.tasks.loop import run
 
 T = TypeVar("T")
 
-#: Seconds for which a server that didn't answer isn't asked again: an outage must cost little.
-PAUSE = 5.0
 #: Seconds between two looks for the answer that another process computes.
 POLL = 0.05
 
 logger = structlog.get_logger(__name__)
 
 
+#: Caches that need no server, by what CACHE_URL says.
+WITHOUT_SERVER = {"memory://": MemoryCache, "none": NoCache}
+
+
 def _check_url(secret: SecretStr) -> SecretStr:
     url = secret.get_secret_value()
+    if url in WITHOUT_SERVER:
+        return secret
+    if scheme_of(url) in ("redis", "rediss"):
+        check_redis(url)
     try:
-        if url != "memory://":
-            # As the address says, but it isn't opened.
-            ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
-    except (TypeError, ValueError):
+        # As the address says, but it isn't opened.
+        ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, RedisError):
         # Their own words may quote a password.
-        raise ValueError("must be memory:// or such as redis://:password@host:6379/1") from None
+        allowed = "memory://, none or such as redis://:password@host:6379/1"
+        raise ValueError(f"must be {allowed}") from None
     return secret
 
 
@@ -49,7 +56,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="cache_", env_ignore_empty=True)
 
-    # memory:// gives each process a cache of its own; a Redis is shared by all.
+    # memory:// gives each process a cache of its own; a Redis is shared by all; none is no cache.
     url: Annotated[SecretStr, AfterValidator(_check_url)] = SecretStr("memory://")
     # What the names of all keys start with; by default what the service says.
     namespace: str = ""
@@ -71,9 +78,10 @@ def from_environment(namespace: str) -> dict[str, Any]:
     Args:
         namespace: What the names of all keys start with, unless CACHE_NAMESPACE is set.
     """
+    url = settings.url.get_secret_value()
     place: dict[str, Any] = {"cache": RedisCache, "connection_pool_class": _connections}
-    if settings.url.get_secret_value() == "memory://":
-        place = {"cache": MemoryCache}
+    if url in WITHOUT_SERVER:
+        place = {"cache": WITHOUT_SERVER[url]}
     return place | {
         "namespace": settings.namespace or namespace,
         "ttl": settings.ttl,
@@ -106,7 +114,7 @@ class Cache:
         self.sync = SyncCache(self)
         self._alias = alias
         self._clients = PerLoop(self._open)
-        self._outage = _Outage(alias)
+        self._outage = Outage(alias)
 
     async def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or `default` where it is missing, expired or out of reach."""
@@ -128,6 +136,20 @@ class Cache:
     async def delete(self, key: str) -> None:
         """Forget a value."""
         await self._ask("delete", key)
+
+    async def clear(self) -> bool:
+        """Delete all values of this service: all keys that begin with its namespace.
+
+        In memory, these are the values of this event loop only.
+
+        Returns:
+            Whether they are gone: false while Redis is away.
+
+        Raises:
+            ValueError: The cache has no namespace, so its keys can't be told from others.
+        """
+        # A step has CACHE_TIMEOUT seconds, not all of them together.
+        return await self._ask("clear", timeout=None) is not None
 
     async def get_or_set(
         self,
@@ -219,6 +241,10 @@ class SyncCache:
         """See `Cache.delete`."""
         run(self._cache.delete(key))
 
+    def clear(self) -> bool:
+        """See `Cache.clear`."""
+        return run(self._cache.clear())
+
     def get_or_set(
         self, key: str, compute: Callable[[], T], ttl: float | None = None, lease: float = 30
     ) -> T:
@@ -232,38 +258,3 @@ class SyncCache:
         finally:
             run(self._cache.release(key, lease_end))
         return value
-
-
-class _Outage:
-    """Whether the server is away, as far as this process knows; logged once when that changes."""
-
-    def __init__(self, alias: str) -> None:
-        self._alias = alias
-        self._lock = threading.Lock()
-        self._ask_again: float | None = None
-
-    def is_on(self) -> bool:
-        """Tell whether to go on without the server. One caller in PAUSE seconds may ask it."""
-        with self._lock:
-            if self._ask_again is None:
-                return False
-            now = time.monotonic()
-            if now < self._ask_again:
-                return True
-            self._ask_again = now + PAUSE
-            return False
-
-    def begin(self, error: Exception) -> None:
-        with self._lock:
-            is_news = self._ask_again is None
-            self._ask_again = time.monotonic() + PAUSE
-        if is_news:
-            reason = str(error) or type(error).__name__
-            logger.warning("cache_away", cache=self._alias, error=reason)
-
-    def end(self) -> None:
-        with self._lock:
-            is_news = self._ask_again is not None
-            self._ask_again = None
-        if is_news:
-            logger.info("cache_back", cache=self._alias)

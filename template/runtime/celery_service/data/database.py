@@ -53,6 +53,8 @@ def parse_url(text: str) -> URL:
         url = make_url(text)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise ValueError(f"can't be read; {example}") from None
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise ValueError(f"has a port that isn't from 1 to 65535; {example}")
     if url.drivername not in DRIVERS:
         raise ValueError(f"starts with {url.drivername}://, which has no driver here; {example}")
     if url.database in (None, "", ":memory:"):
