@@ -10,9 +10,11 @@ from uuid import uuid4
 
 import kombu
 import pytest
+import redis
 
 from support.distribution import on_one_worker
 from support.project import InstalledProject, Worker
+from support.publisher import run_command
 from support.service import Service
 
 
@@ -189,6 +191,60 @@ def test_no_message_ends_a_worker(service: Service) -> None:
     publish(service, BODY, TASK | {"id": "png"}, "image/png")
     assert service.result(service.send("message.echo.delay(1)")) == {"state": "SUCCESS", "result": 1}
     letters = service.wait_for_letters(len(sent) + 2)
-    assert {letter["queue"] for letter in letters} == {"default"}
-    for each in letters:
-        print(each["id"], each["task"], each["reason"], each["error"][:150])
+    assert {(letter["queue"], letter["reason"]) for letter in letters} == {("default", "undecodable")}
+    told = "InvalidTaskError: the header timelimit can't be 5"
+    [task] = [letter["id"] for letter in letters if letter["error"] == told]
+    assert service.result(task)["state"] == "FAILURE"
+
+
+#: Parts of a message in Kombu's form that can't be what they are.
+PARTS: list[dict[str, Any]] = [
+    {"body": "!!!"},
+    {"body": 5},
+    {"body": None},
+    {"headers": []},
+    {"headers": "text"},
+    {"headers": {"own": {"__type__": "nothing", "__value__": 5}}},
+    {"properties": []},
+    {"properties": {"body_encoding": "nothing"}},
+    {"properties": {"delivery_info": "text"}},
+    {"properties": {"delivery_info": [["a", "b"]]}},
+]
+MESSAGE: dict[str, Any] = {"body": "e30=", "properties": {"body_encoding": "base64"}, "headers": TASK}
+#: What others may put into a queue: on Redis, a message is JSON of that form.
+FOREIGN = [
+    *(b"\xff\xfe", b"[" * 100_000 + b"]" * 100_000, b"1" * 5000, b"1],[2"),
+    *(json.dumps(MESSAGE | part).encode() for part in PARTS),
+    b'{"body": "\t", "properties": {}}',
+    b'{"body": "\xed\xa0\x80", "properties": {}}',
+]
+
+
+def test_what_is_no_message_does_not_end_a_worker(service: Service) -> None:
+    if service.broker is service.redis:
+        with redis.Redis.from_url(service.redis.url) as client:
+            client.lpush("default", *FOREIGN)
+    else:
+        for text in FOREIGN:
+            publish(service, text, {})
+    assert service.result(service.send("message.echo.delay(1)")) == {"state": "SUCCESS", "result": 1}
+    letters = service.wait_for_letters(len(FOREIGN))
+    assert {(letter["queue"], letter["reason"]) for letter in letters} == {("default", "undecodable")}
+
+
+def test_embedded_brokers_log_what_a_task_rejects(project: InstalledProject, tmp_path: Path) -> None:
+    folders = {name: str(tmp_path / name) for name in ("messages", "control", "results")}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    options = {"data_folder_in": folders["messages"], "data_folder_out": folders["messages"]}
+    variables = {
+        "CELERY_BROKER_URL": "filesystem://localhost",
+        "CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options | {"control_folder": folders["control"]}),
+        "CELERY_RESULT_BACKEND": f"file://{folders['results']}",
+    }
+    with Worker(project, env=variables, log=tmp_path / "worker.log", arguments=["--pool=solo"]) as worker:
+        worker.wait_ready()
+        command = ["celery", "-A", f"{project.slug}.celery", "call", "message.reject", "--args", '["no customer"]']
+        done = run_command(project, command, variables, output=tmp_path / "call")
+        assert done.returncode == 0, done.stderr
+        worker.wait_for('"reason": "rejected", "error": "Reject: no customer"')

@@ -194,3 +194,15 @@ def test_a_message_that_is_taken_over_is_the_next_of_its_queue(
     assert client.llen("default") == 2
     assert client.rpop("default") != "another"
     assert (client.hlen("unacked"), client.zcard(INDEX)) == (0, 0)
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "1],[2", "5", '{"body": "", "headers": null, "properties": {}}'])
+def test_what_is_no_message_goes_back_as_it_came(leases: Leases, client: Any, text: str) -> None:
+    client.lpush("default", "another")
+    client.hset("unacked", tags(1)[0], f'[{text},"","default"]')  # as fetch.lua writes it
+    hold(client, LEASE + 1, *tags(1))
+    leases._renew(LEASE)
+    leases._unbroken_since -= LEASE
+    assert leases._take_over(LEASE) == 1
+    assert client.rpop("default") == text
+    assert (client.hlen("unacked"), client.zcard(INDEX)) == (0, 0)

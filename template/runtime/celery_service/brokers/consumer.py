@@ -6,7 +6,7 @@ from typing import Any
 
 import celery.worker.consumer
 from celery import Celery
-from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.exceptions import InvalidTaskError, NotRegistered, Reject
 from celery.signals import task_rejected
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
@@ -89,8 +89,8 @@ def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: o
     Raises:
         RedisError: Redis can't be reached, or can't write.
     """
-    # As text, a KeyError has quotes around it.
-    text = exception.args[0] if isinstance(exception, KeyError) else exception
+    # As text, these have quotes or brackets around what they say.
+    text = exception.args[0] if isinstance(exception, KeyError | Reject) else exception
     record = story_of_message(message, reason=reason, error=f"{type(exception).__name__}: {text}")
     DeadLetters(app).add(record | more)
     # Who rejects a message has marked its task.

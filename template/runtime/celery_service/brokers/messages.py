@@ -17,6 +17,8 @@ from celery.utils.time import maybe_iso8601
 #: for its processes, which fails at some 490 levels: Python allows 1000 calls inside one another.
 MAX_DEPTH = 100
 
+_CONTAINERS = (list, tuple, dict)
+
 
 def is_too_deep(*containers: object) -> bool:
     """Tell whether a value in these lists and mappings is nested deeper than MAX_DEPTH."""
@@ -29,9 +31,8 @@ def is_too_deep(*containers: object) -> bool:
 
 
 def _containers(values: Iterable[object]) -> list[Any]:
-    # By id, since what contains itself would double at each level.
-    found = {id(each): each for each in values if isinstance(each, list | tuple | dict)}
-    return list(found.values())
+    # Each once, since a list that contains itself twice would double at each level.
+    return list({id(each): each for each in values if isinstance(each, _CONTAINERS)}.values())
 
 
 def _items(container: Any) -> Iterable[object]:
@@ -47,9 +48,10 @@ def check(message: Any) -> None:
         ContentDisallowed: The body is of a type that isn't accepted, such as pickle.
     """
     if message.errors:  # it can't be decompressed
-        raise InvalidTaskError(message.errors[0][1])
+        raise message.errors[0][1]
     payload, headers = message.payload, message.headers
-    if isinstance(payload, dict):  # the form of Celery 3, whose body says everything
+    # The form of Celery 3, whose body says everything.
+    if isinstance(payload, dict) and ("args" in payload or "task" not in headers):
         headers = payload | headers
         payload = [payload.get("args", []), payload.get("kwargs", {}), {}]
     if headers.get("task") is None:

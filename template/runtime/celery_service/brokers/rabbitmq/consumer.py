@@ -69,6 +69,7 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
             queues=[queue],
             on_message=self._settle,
             on_decode_error=lambda message, _: self._settle(message),
+            accept=self._parent.app.conf.accept_content,
             prefetch_count=10,
         )
         return [consumer]

@@ -227,14 +227,14 @@ class _Fetching:
 
     def _message(self: Any, text: bytes, queue: str) -> Any:
         """Return a message in Kombu's form; what isn't one is the body of one that says nothing."""
+        where = {"exchange": "", "routing_key": queue}
+        own = {"delivery_tag": self.fetched, "delivery_info": where}
         try:
             message = _read(text)
-            message["properties"]["delivery_tag"] = self.fetched
+            message["properties"] = {**own, **message["properties"], "delivery_tag": self.fetched}
             self.Message(message, channel=self)
         except Exception:  # whatever it is, it would end the worker
-            where = {"exchange": "", "routing_key": queue}
-            properties = {"delivery_tag": self.fetched, "delivery_info": where}
-            message = {"body": text, "content-type": "application/data", "properties": properties}
+            message = {"body": text, "content-type": "application/data", "properties": own}
         return message
 
     def _wait_for_redis(self: Any, error: ResponseError) -> None:
