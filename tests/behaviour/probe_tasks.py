@@ -83,6 +83,15 @@ def say(path: str) -> None:
         time.sleep(0.05)
 
 
+@current_app.task(name="probe.look")
+def look(path: str, task_id: str) -> str:
+    """Return the state of a task, once there is a line "go on"."""
+    note(path, "start look")
+    while "go on" not in Path(path).read_text().splitlines():
+        time.sleep(0.05)
+    return str(current_app.AsyncResult(task_id).state)
+
+
 @current_app.task(name="probe.stuck")
 def stuck() -> None:
     """Do nothing, but see below."""

@@ -65,6 +65,13 @@ class Service:
         self.notes.touch()
         tasks = project.folder / project.slug / "tasks"
         self._modules = [name for name in TASK_MODULES if (tasks / f"{name}.py").exists()]
+        #: What a publisher begins with.
+        self.header = (
+            f"from {project.slug}.celery import celery, hello_world\n"
+            f"from {project.slug}.tasks import {', '.join(self._modules)}\n"
+            "from celery import chain, chord, group\n"
+            f"notes = {str(self.notes)!r}\n"
+        )
         self._publishers: dict[Any, Publisher] = {}
         self._commands = 0
 
@@ -86,13 +93,7 @@ class Service:
 
         It has `celery`, `hello_world`, the modules of our tasks and `notes`, the path that their tasks write to.
         """
-        header = (
-            f"from {self.project.slug}.celery import celery, hello_world\n"
-            f"from {self.project.slug}.tasks import {', '.join(self._modules)}\n"
-            "from celery import chain, chord, group\n"
-            f"notes = {str(self.notes)!r}\n"
-        )
-        return self._publisher(self.variables | variables).run(header + code)
+        return self._publisher(self.variables | variables).run(self.header + code)
 
     def _publisher(self, variables: Mapping[str, str]) -> Publisher:
         """Give the one with this environment. When something was done to a server, it is a new one.

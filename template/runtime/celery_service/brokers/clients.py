@@ -41,7 +41,8 @@ class AMQP(_amqp.AMQP):  # type: ignore[misc]
             known = self.queues.get(queue, queue) if isinstance(queue, str) else queue
             # RabbitMQ then returns what no queue takes: see brokers/rabbitmq/transport.py. What is
             # for all workers may be for none.
-            options.setdefault("mandatory", not isinstance(known, Broadcast))
+            if options.get("mandatory") is None:
+                options["mandatory"] = not isinstance(known, Broadcast)
             with broker_errors(producer.connection):
                 return send(producer, name, message, *args, queue=queue, **options)
 

@@ -15,7 +15,9 @@ def unavailable(server: str, error: BaseException) -> OperationalError:
         error = error.__cause__
     # Errors of RabbitMQ begin with the number of a method; `reply_text` is without it.
     text = getattr(error, "reply_text", None) or str(error) or type(error).__name__
-    return OperationalError(f"{server}: {' '.join(text.split())}")
+    # redis-py quotes a command, and those of Kombu contain control characters.
+    line = "".join(each if each.isprintable() else " " for each in text)
+    return OperationalError(f"{server}: {' '.join(line.split())}")
 
 
 @contextmanager
