@@ -15,7 +15,8 @@ class Consumer(consumer.Consumer):
 
     def hand_back(self) -> None:
         """Give back what this worker holds."""
-        self.connection.close()
+        connection: Any = self.connection
+        connection.close()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that has not the form of a task."""

@@ -30,8 +30,8 @@ def install(app: Celery) -> None:
         # Each green thread is one task. Celery would give each a result backend of its own, whose
         # connections stay open until the garbage collector finds them.
         if instance.app is app and is_green():
-            app.conf.result_backend_thread_safe = True
-            app.conf.redis_max_connections = app.conf.redis_max_connections or NO_LIMIT
+            limit = app.conf.redis_max_connections or NO_LIMIT
+            app.conf.update(result_backend_thread_safe=True, redis_max_connections=limit)
             app.Task.Request = "celery_service.lifecycle.green_request:Request"
 
     def refuse(sender: Any, **_: object) -> None:
@@ -86,9 +86,11 @@ def start_thread(
 
     environment = detect_environment()
     if environment == "gevent":
-        importlib.import_module("gevent.monkey").get_original("_thread", "start_new_thread")(run, ())
+        monkey = importlib.import_module("gevent.monkey")
+        monkey.get_original("_thread", "start_new_thread")(run, ())
     elif environment == "eventlet":
-        importlib.import_module("eventlet.patcher").original("_thread").start_new_thread(run, ())
+        patcher = importlib.import_module("eventlet.patcher")
+        patcher.original("_thread").start_new_thread(run, ())
     else:
         threading.Thread(target=run, daemon=True).start()
     return wait

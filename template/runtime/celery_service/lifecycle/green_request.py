@@ -2,20 +2,21 @@
 
 from typing import Any
 
-from celery.worker.request import Request as CelerysRequest
+from celery.worker import request
+
+_celerys: Any = request.Request
 
 
-class Request(CelerysRequest):
-    """Celery's, whose time-outs become dead letters, and which doesn't acknowledge what it cancels."""
+class Request(_celerys):  # type: ignore[misc]
+    """Celery's. Time-outs can become dead letters; what is cancelled is not acknowledged."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Have the task know its request once more: those who hear of the failure look there."""
-        task: Any = self.task
-        task.request_stack.push(self._context)
+        self.task.request_stack.push(self._context)
         try:
             super().on_timeout(soft, timeout)
         finally:
-            task.request_stack.pop()
+            self.task.request_stack.pop()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """Remember it first: the green thread then ends, which looks like success."""

@@ -73,9 +73,8 @@ class _Shutdown:
             self.hand_back()
             # Celery must do nothing more: it would wait, which a signal handler can't do here, and
             # acknowledge the tasks that it cancels.
-            consumer = self.worker.consumer
-            consumer.task_consumer = consumer.pool = None
-            consumer.cancel_active_requests = lambda: None
+            nothing = {"task_consumer": None, "pool": None, "cancel_active_requests": lambda: None}
+            vars(self.worker.consumer).update(nothing)
             self.worker.terminate = functools.partial(time.sleep, self.margin)
             return
         self.handing_back = True
@@ -105,12 +104,10 @@ class _Shutdown:
 
     def leave(self) -> None:
         """Hand back what green threads run, and end. A task that computes doesn't stop this."""
-        from celery.apps.worker import safe_say
-
         green.start_thread(os._exit, 0, after=0.8 * self.margin)  # if Redis takes too long
-        safe_say("worker: Cold shutdown (MainProcess)", sys.__stdout__)
         self.forgive()(self.margin / 5)
         with contextlib.suppress(Exception):
+            print("worker: Cold shutdown (MainProcess)", file=sys.__stdout__, flush=True)
             self.worker.consumer.hand_back()
         os._exit(0)
 
