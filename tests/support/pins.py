@@ -39,13 +39,17 @@ USED: dict[str, tuple[str, ...]] = {
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
-        "kombu.transport.redis:Channel.__init__",  # Client
-        "kombu.transport.redis:Channel._get_pool",
+        "kombu.transport.redis:Channel.conn_or_acquire",
+        "kombu.transport.redis:Channel.pool",
         "kombu.transport.redis:Channel.from_transport_options",  # global_keyprefix
         "kombu.transport.redis:Channel.unacked_index_key",
         "kombu.transport.redis:Channel.visibility_timeout",
         "kombu.transport.redis:QoS.restore_by_tag",
-        "kombu.transport.redis:SentinelChannel._get_pool",
+    ),
+    "brokers.rabbitmq.consumer": (
+        "celery.worker.consumer.events:Events.start",  # event_dispatcher
+        "celery.worker.loops:_quick_drain",
+        "celery.worker.loops:synloop",
     ),
     "brokers.redis.transport": (
         # Kombu's event loop: it calls _brpop_start and _brpop_read, and uses _in_poll and _brpop_sent_at.
@@ -68,13 +72,19 @@ USED: dict[str, tuple[str, ...]] = {
     "data.backends": (
         "aiocache.backends.memory:SimpleMemoryBackend",  # _delete, _handlers
     ),
-    "data.results": ("celery.app.backends:by_name", "celery.loaders.base:BaseLoader.override_backends"),
     "dead_letters.chords": (
         "celery.backends.base:BaseKeyValueStoreBackend.get_key_for_group",
         "celery.backends.redis:CHORD_PART_RETURN_LUA",
         "celery.backends.redis:RedisBackend.on_chord_part_return",  # what it keeps of a chord that fails
     ),
+    "dead_letters.poison": ("celery.app.base:Celery._get_backend",),
     "dead_letters.story": ("celery.app.task:Context",),
+    "lifecycle.green": (
+        "celery.app.task:Task.Request",
+        "celery.backends.base:Backend.__init__",  # result_backend_thread_safe
+        "celery.backends.redis:RedisBackend.__init__",  # redis_max_connections
+    ),
+    "lifecycle.green_request": ("celery.worker.request:Request.on_success",),
     "lifecycle.heartbeat": (
         "celery.backends.base:Backend._sleep",
         "celery.beat:Scheduler.tick",
@@ -87,9 +97,11 @@ USED: dict[str, tuple[str, ...]] = {
     "lifecycle.shutdown": (
         "billiard.pool:Pool.__init__",  # _pool
         "billiard.process:BaseProcess._is_alive",
+        # In green pools it is kept from doing anything: task_consumer, pool, cancel_active_requests.
         "celery.apps.worker:on_cold_shutdown",
         "celery.concurrency.prefork:TaskPool.on_start",  # _pool
         "celery.worker.worker:WorkController.on_stopped",
+        "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
     "tasks.base": (

@@ -200,11 +200,12 @@ def kept_project(
     """Give the project of these answers, with these modules in its `tasks/` too, by name.
 
     It is rendered and installed the first time, with these extras of our library and the packages to `add`, and then
-    kept for other test processes and later runs. With another project to be `like`, it is only rendered, and uses that one's environment.
-    Nobody may change it: see `InstalledProject.copy`.
+    kept for other test processes and later runs. With another project to be `like`, it is only rendered, and uses that
+    one's environment. Nobody may change it: see `InstalledProject.copy`.
     """
     python = os.environ.get("UV_PYTHON") or sys.executable
-    parts = [str(REPOSITORY), os.path.realpath(python), dict(answers), list(extras), list(add), like and like.folder.name]
+    installed = [list(extras), list(add), like and like.folder.name]
+    parts = [str(REPOSITORY), os.path.realpath(python), dict(answers), *installed]
     key = hashlib.sha256(json.dumps(parts).encode())
     for name, path in [*_sources(), *sorted(task_modules.items())]:
         key.update(f"\0{name}\0".encode() + path.read_bytes())

@@ -44,7 +44,8 @@ class Consumer(_celerys):  # type: ignore[misc]
 
     def hand_back(self) -> None:
         """Give back what this worker holds."""
-        self.connection.close()
+        connection: Any = self.connection
+        connection.close()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that has not the form of a task."""

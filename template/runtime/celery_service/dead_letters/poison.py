@@ -49,8 +49,9 @@ def refuse(app: Celery, context: Context) -> None:
 
 def forgive(app: Celery, requests: Iterable[Any]) -> None:
     """Have deliveries not count that end because their worker stops. Without Redis they do."""
-    # That of the app belongs to the threads that run tasks.
-    redis = redis_of(app, app._get_backend())
+    # A backend of its own: where threads are green, the app's belongs to those that run tasks.
+    anything: Any = app
+    redis = redis_of(app, anything._get_backend())
     if redis is None:
         return
     try:

@@ -1,10 +1,11 @@
 """The pools gevent and eventlet: they replace Python's threads by green threads, which take turns.
 
-A green thread runs only while the others wait, so one task that computes stops all of them, and
-the event loop with them. What must go on meanwhile runs in a thread of the system. There it has
-connections of its own and doesn't log, since sockets and locks are green as well.
+A green thread runs only while the others wait. A task that computes stops all of them, and the
+event loop with them. What must go on meanwhile runs in a thread of the system. It doesn't share
+connections with green threads, and it doesn't log: sockets and locks are green as well.
 """
 
+import _thread
 import importlib
 import logging
 import threading
@@ -30,8 +31,8 @@ def install(app: Celery) -> None:
         # Each green thread is one task. Celery would give each a result backend of its own, whose
         # connections stay open until the garbage collector finds them.
         if instance.app is app and is_green():
-            app.conf.result_backend_thread_safe = True
-            app.conf.redis_max_connections = app.conf.redis_max_connections or NO_LIMIT
+            limit = app.conf.redis_max_connections or NO_LIMIT
+            app.conf.update(result_backend_thread_safe=True, redis_max_connections=limit)
             app.Task.Request = "celery_service.lifecycle.green_request:Request"
 
     def refuse(sender: Any, **_: object) -> None:
@@ -41,8 +42,9 @@ def install(app: Celery) -> None:
     def warn(instance: Any, **_: object) -> None:
         if instance.app is app and pool_of(instance) == "eventlet":
             logger.warning(
-                "the pool eventlet enforces no time limits: a task that hangs holds its place for "
-                "ever; eventlet is deprecated, use --pool=gevent or threads"
+                "the pool eventlet enforces no time limits, and on Redis a task that computes for "
+                "longer than visibility_timeout runs twice; eventlet is deprecated, use "
+                "--pool=gevent or threads"
             )
 
     celeryd_init.connect(set_up, weak=False)
@@ -61,10 +63,11 @@ def pool_of(worker: Any) -> str:
     return str(pool).rpartition(".")[2].partition(":")[0]
 
 
-def start_thread(
-    function: Callable[..., object], *args: object, after: float = 0
-) -> Callable[[float], None]:
-    """Start a thread of the system, `after` so many seconds. It ends with the process.
+def start_thread(function: Callable[..., object], *args: object) -> Callable[[float], None]:
+    """Start a thread that a task can't stop, without waiting. It ends with the process.
+
+    With eventlet it is a green thread all the same: where a thread of the system and a green one
+    want the same lock, eventlet hangs, and Kombu has many locks.
 
     Returns:
         What waits until the function has ended, for so many seconds at most.
@@ -73,7 +76,6 @@ def start_thread(
 
     def run() -> None:
         nonlocal ended
-        time.sleep(after)
         try:
             function(*args)
         finally:
@@ -84,14 +86,45 @@ def start_thread(
         while not ended and time.monotonic() < until:
             time.sleep(0.01)
 
-    environment = detect_environment()
-    if environment == "gevent":
-        importlib.import_module("gevent.monkey").get_original("_thread", "start_new_thread")(run, ())
-    elif environment == "eventlet":
-        importlib.import_module("eventlet.patcher").original("_thread").start_new_thread(run, ())
+    if detect_environment() == "eventlet":
+        _thread.start_new_thread(run, ())
+    else:
+        _start_of_the_system(run)
+    return wait
+
+
+def start_timer(seconds: float, function: Callable[..., object], *args: object) -> None:
+    """Call a function after so many seconds, from a thread of the system.
+
+    Args:
+        seconds: How long to wait.
+        function: What to call: it must not use locks, directly or indirectly.
+        args: Its arguments.
+    """
+    sleep = _original("time", "sleep")
+
+    def run() -> None:
+        sleep(seconds)
+        function(*args)
+
+    _start_of_the_system(run)
+
+
+def _start_of_the_system(run: Callable[[], None]) -> None:
+    if is_green():
+        _original("_thread", "start_new_thread")(run, ())
     else:
         threading.Thread(target=run, daemon=True).start()
-    return wait
+
+
+def _original(module: str, name: str) -> Any:
+    """Return a function of Python's as it was before a green pool has replaced it."""
+    environment = detect_environment()
+    if environment == "gevent":
+        return importlib.import_module("gevent.monkey").get_original(module, name)
+    if environment == "eventlet":
+        return getattr(importlib.import_module("eventlet.patcher").original(module), name)
+    return getattr(importlib.import_module(module), name)
 
 
 def _refuse_without_patches(pool: str) -> None:

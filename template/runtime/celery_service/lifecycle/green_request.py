@@ -6,16 +6,15 @@ from celery_service.tasks import request
 
 
 class Request(request.Request):
-    """That of other pools, whose time-outs become dead letters, and which doesn't acknowledge what it cancels."""
+    """Ours. Time-outs can become dead letters; what is cancelled is not acknowledged."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Have the task know its request once more: those who hear of the failure look there."""
-        task: Any = self.task
-        task.request_stack.push(self._context)
+        self.task.request_stack.push(self._context)
         try:
             super().on_timeout(soft, timeout)
         finally:
-            task.request_stack.pop()
+            self.task.request_stack.pop()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """Remember it first: the green thread then ends, which looks like success."""

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,36 +52,25 @@ class _Shutdown:
         """Start to count at the first signal, hand back at the second."""
         if how == "Warm" and not self.counting:
             self.counting = True
-            green.start_thread(self.hand_back, after=self.grace - self.margin)
+            green.start_timer(self.grace - self.margin, self.hand_back)
         elif how == "Warm":
             self.hand_back()
 
     def hand_back(self) -> None:
         """Begin the cold shutdown, once: Celery takes more of these signals as calls for haste."""
-        if self.handing_back:
-            return
-        if green.is_green():
-            self.handing_back = True
-            green.start_thread(self.leave)
-        else:
+        if not self.handing_back:
             os.kill(os.getpid(), signal.SIGQUIT)
 
     def before_cold_shutdown(self) -> None:
         """Make sure that it ends; Celery then cancels what runs, and closes its connection."""
-        if green.is_green():
-            self.hand_back()
-            # Celery must do nothing more: it would wait, which a signal handler can't do here, and
-            # acknowledge the tasks that it cancels.
-            consumer = self.worker.consumer
-            consumer.task_consumer = consumer.pool = None
-            consumer.cancel_active_requests = lambda: None
-            self.worker.terminate = functools.partial(time.sleep, self.margin)
-            return
         self.handing_back = True
+        if green.is_green():
+            self.leave_green_threads()
+            return
         pool = self.worker.pool
         # Cancelled tasks see SystemExit. What is still there after half of the margin, is killed.
         self.processes = list(getattr(pool._pool, "_pool", ()))
-        green.start_thread(self.kill, after=self.margin / 2)
+        green.start_timer(self.margin / 2, self.kill)
         wait = self.forgive()
         if not pool.uses_semaphore and self.worker.state.active_requests:
             # These tasks can't be cancelled: they run in this process, so it has to end.
@@ -103,12 +91,16 @@ class _Shutdown:
         # A thread, since Redis may take longer than there is.
         return green.start_thread(poison.forgive, self.worker.app, handed_back)
 
-    def leave(self) -> None:
-        """Hand back what green threads run, and end. A task that computes doesn't stop this."""
-        from celery.apps.worker import safe_say
+    def leave_green_threads(self) -> None:
+        """End without Celery, which would wait here, and acknowledge the tasks that it cancels."""
+        nothing = {"task_consumer": None, "pool": None, "cancel_active_requests": lambda: None}
+        vars(self.worker.consumer).update(nothing)
+        self.worker.terminate = functools.partial(time.sleep, self.margin)
+        green.start_timer(0.8 * self.margin, os._exit, 0)  # if Redis or a task takes too long
+        green.start_thread(self.hand_back_and_exit)
 
-        green.start_thread(os._exit, 0, after=0.8 * self.margin)  # if Redis takes too long
-        safe_say("worker: Cold shutdown (MainProcess)", sys.__stdout__)
+    def hand_back_and_exit(self) -> None:
+        """Do what nothing can wait for in a signal handler, where threads are green."""
         self.forgive()(self.margin / 5)
         with contextlib.suppress(Exception):
             self.worker.consumer.hand_back()

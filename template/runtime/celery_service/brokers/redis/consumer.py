@@ -29,7 +29,8 @@ class Consumer(consumer.Consumer):
     def hand_back(self) -> None:
         """Give back what this worker holds. Any thread may ask: this opens a connection."""
         with self.app.connection_for_write() as connection:
-            connection.default_channel.qos.hand_back()
+            channel: Any = connection.default_channel
+            channel.qos.hand_back()
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Have running tasks acknowledged on the next connection."""

@@ -163,7 +163,7 @@ class Leases:
             return client.execute_command("EVAL", script, 1, key, *arguments)
 
     def _own_channel(self) -> Any:
-        """Return a channel whose connections are the thread's own, and outlive those of the worker."""
+        """Return a channel whose connections are the thread's own: they outlive the worker's."""
         if self._own is None:
             self._own = self._channel.connection.client.clone().channel()
             # Without redis-py's retries, whose pauses add up to more than a short lease: the next
