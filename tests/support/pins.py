@@ -36,6 +36,12 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
     "brokers.rabbitmq": ("kombu.connection:Connection.recoverable_connection_errors",),
+    "brokers.clients": (
+        "celery.app.base:Celery.amqp_cls",
+        "celery.app.base:Celery.control_cls",
+        "celery.loaders.base:BaseLoader.override_backends",
+    ),
+    "brokers.rabbitmq": ("kombu.transport.native_delayed_delivery:calculate_routing_key",),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
