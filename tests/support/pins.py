@@ -216,7 +216,11 @@ def missing() -> list[str]:
 
 
 #: What stands in the language or in libraries that promise it.
-PROMISED = {"_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"}
+PROMISED = {
+    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
+    # Settings of Celery, and an option of its command line.
+    *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
+}
 
 
 def _uses() -> Iterator[tuple[str, str]]:
