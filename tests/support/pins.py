@@ -41,7 +41,6 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.base:Celery.control_cls",
         "celery.loaders.base:BaseLoader.override_backends",
     ),
-    "brokers.rabbitmq": ("kombu.transport.native_delayed_delivery:calculate_routing_key",),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
