@@ -83,8 +83,8 @@ def say(path: str) -> None:
         time.sleep(0.05)
 
 
-@current_app.task(name="probe.look")
-def look(path: str, task_id: str) -> str:
+@current_app.task(name="probe.read_state")
+def read_state(path: str, task_id: str) -> str:
     """Return the state of a task, once there is a line "go on"."""
     note(path, "start look")
     while "go on" not in Path(path).read_text().splitlines():

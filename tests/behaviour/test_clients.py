@@ -154,7 +154,7 @@ def test_a_task_that_asks_for_a_result_waits_until_redis_is_back(service: Servic
         worker.wait_ready()
         done = service.send("probe.work.delay(notes, 'a')")
         service.result(done)
-        task = service.send(f"probe.look.delay(notes, {done!r})")
+        task = service.send(f"probe.read_state.delay(notes, {done!r})")
         service.wait_for_line("start look")
         service.redis.stop()
         with service.notes.open("a") as notes:
