@@ -35,6 +35,18 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: Module of the library → what it replaces in objects of others, what it calls by a private name, and what calls it by
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
+    "brokers.messages": (
+        # What they read of a message, in the worker's main process.
+        "celery.worker.request:Request.__init__",
+        "celery.worker.request:Request.revoked",
+        "celery.worker.request:create_request_cls",
+        "celery.worker.strategy:default",
+    ),
+    "brokers.rabbitmq": (
+        "celery.app.base:Celery.send_task",
+        "kombu.transport.native_delayed_delivery:calculate_routing_key",
+        "kombu.transport.native_delayed_delivery:declare_native_delayed_delivery_exchanges_and_queues",
+    ),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
@@ -57,6 +69,7 @@ USED: dict[str, tuple[str, ...]] = {
         "kombu.transport.redis:GlobalKeyPrefixMixin",  # its parse_response
         "kombu.transport.redis:QoS._remove_from_indices",
         "kombu.transport.redis:QoS.restore_by_tag",
+        "kombu.transport.redis:Channel._do_restore_message",
         "kombu.transport.virtual.base:QoS",  # _delivered
         "kombu.transport.virtual.base:Transport._deliver",
         "kombu.utils.scheduling:round_robin_cycle",
@@ -90,6 +103,7 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.autoretry:add_autoretry_behaviour",
         "celery.app.base:Celery._task_from_fun",
     ),
+    "tasks.request": ("celery.worker.request:Request._context",),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
 }
 

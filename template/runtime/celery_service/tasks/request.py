@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import billiard.einfo
 import celery.worker.request
 from celery.exceptions import Reject
 
-_einfo: Any = billiard.einfo
 _request: Any = celery.worker.request
 
 
@@ -16,7 +14,7 @@ class Request(_request.Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
         """Deal with a task that has raised an exception."""
         exception = exc_info.exception
-        if isinstance(exception, _einfo.ExceptionWithTraceback):
+        if isinstance(exception, _request.ExceptionWithTraceback):
             exception = exception.exc
         requeue: Any = getattr(exception, "requeue", None)
         if not isinstance(exception, Reject) or requeue:
