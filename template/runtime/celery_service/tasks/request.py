@@ -1,4 +1,4 @@
-"""A task that a worker has received, as its main process sees it."""
+"""A task that a worker has received, in the worker's main process."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ _request: Any = celery.worker.request
 
 
 class Request(_request.Request):  # type: ignore[misc]
-    """Celery's, with a dead letter for what the task rejects, whatever the broker."""
+    """Celery's, and a task that rejects its message becomes a dead letter on every broker."""
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Deal with a task that has raised an exception."""
+        """Handle a task that has raised an exception."""
         exception = exc_info.exception
         if isinstance(exception, _request.ExceptionWithTraceback):
             exception = exception.exc
@@ -20,8 +20,9 @@ class Request(_request.Request):  # type: ignore[misc]
         if not isinstance(exception, Reject) or requeue:
             super().on_failure(exc_info, *args, **options)
             return
-        # The handlers of `task_failure` make the dead letter, so RabbitMQ must not make another
-        # one. Celery shows them the context of the task after every other failure.
+        # A receiver of `task_failure` makes the dead letter, so the message is acknowledged:
+        # RabbitMQ would make a second one. The receiver needs the context of the task, which Celery
+        # provides after every other failure.
         self.on_reject = lambda logger, errors, _requeue: self.on_ack(logger, errors)
         self.task.request_stack.push(self._context)
         try:
