@@ -1,5 +1,6 @@
 """Tasks that the behaviour tests add to a rendered project, for tests of their messages."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from .probe import note
 def echo(value: Any) -> Any:
     """Return what has arrived."""
     return value
+
+
+@current_app.task(name="message.occupy")
+def occupy(path: str) -> None:
+    """Occupy a process until the file says otherwise."""
+    note(path, "occupied")
+    while "go on" not in Path(path).read_text():
+        time.sleep(0.05)
 
 
 @current_app.task(name="message.again", bind=True)
@@ -35,9 +44,3 @@ def fail(path: str, value: str) -> None:
 def reject(*reason: str) -> None:
     """Reject the message."""
     raise Reject(*reason, requeue=False)
-
-
-@current_app.task(name="message.on_error", bind=True)
-def on_error(self: Task[..., Any], path: str) -> None:
-    """Note that it was called for a task that failed."""
-    note(path, f"error {self.request.parent_id}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ import redis
 from support.distribution import on_one_worker
 from support.project import InstalledProject, Worker
 from support.publisher import run_command
+from support.servers import wait_until
 from support.service import Service
 
 
@@ -62,10 +64,14 @@ def test_a_retry_after_less_than_a_second(service: Service) -> None:
 
 
 def test_a_task_that_has_expired_is_revoked(service: Service) -> None:
-    service.send("probe.work.delay(notes, 'busy', 3)")
-    service.wait_for_line("start busy")
+    service.send("message.occupy.delay(notes)")
+    service.wait_for_line("occupied")
     task = service.send("message.echo.apply_async((0,), expires=1)")
     callback = service.send("chord([message.echo.si(1).set(expires=1), message.echo.si(2)])(message.echo.s())")
+    expired = time.monotonic() + 1.5
+    wait_until(lambda: time.monotonic() > expired, 30, "both to expire")
+    with service.notes.open("a") as notes:
+        notes.write("go on\n")
     assert service.result(task) == {"state": "REVOKED", "result": "TaskRevokedError('expired')"}
     assert "TaskRevokedError" in service.result(callback)["result"]
     assert service.letters() == []
@@ -86,7 +92,7 @@ def test_a_task_that_rejects_its_message(service: Service) -> None:
 
 def test_text_that_is_not_utf_8_arrives(service: Service) -> None:
     """As os.fsdecode gives the names of files."""
-    name = "caf\udce9 \\udce9 \U0001f600"
+    name = "caf\udce9 \\udce9 \ud800 \U0001f600"
     task = service.send(f"message.echo.delay({[name]!a})")
     assert service.result(task) == {"state": "SUCCESS", "result": [name]}
     task = service.send(f"message.fail.delay(notes, {name!a})")
@@ -104,12 +110,15 @@ def test_text_that_is_not_utf_8_arrives(service: Service) -> None:
 # --- messages that nobody of this project sends -----------------------------------------------------------------------
 
 
-def publish(service: Service, body: str | bytes, headers: Any, content_type: str = "application/json") -> None:
+JSON, PICKLE = "application/json", "application/x-python-serialize"
+
+
+def publish(service: Service, body: str | bytes, headers: Any, content: str = JSON, queue: str = "default") -> None:
     """Send a message as a program does that has neither Celery nor our code."""
     with kombu.Connection(service.broker.url) as connection:
         channel: Any = connection.channel()
-        message = channel.prepare_message(body, None, content_type, "utf-8", headers)
-        channel.basic_publish(message, exchange="", routing_key="default")
+        message = channel.prepare_message(body, None, content, "utf-8", headers)
+        channel.basic_publish(message, exchange="", routing_key=queue)
 
 
 def nested(depth: int) -> str:
@@ -187,7 +196,7 @@ def test_no_message_ends_a_worker(service: Service) -> None:
     for number, (headers, body) in enumerate(sent):
         own = {"id": f"id-{number}"} if headers.get("id") == "an-id" else {}
         publish(service, body, headers | own)
-    publish(service, BODY, TASK | {"id": "pickle"}, "application/x-python-serialize")
+    publish(service, BODY, TASK | {"id": "pickle"}, PICKLE)
     publish(service, BODY, TASK | {"id": "png"}, "image/png")
     assert service.result(service.send("message.echo.delay(1)")) == {"state": "SUCCESS", "result": 1}
     letters = service.wait_for_letters(len(sent) + 2)
@@ -195,6 +204,20 @@ def test_no_message_ends_a_worker(service: Service) -> None:
     told = "InvalidTaskError: the header timelimit can't be 5"
     [task] = [letter["id"] for letter in letters if letter["error"] == told]
     assert service.result(task)["state"] == "FAILURE"
+
+
+def test_a_message_in_the_form_of_celery_3_runs(service: Service) -> None:
+    task = str(uuid4())
+    publish(service, json.dumps({"task": "message.echo", "id": task, "args": [1], "kwargs": {}}), {})
+    assert service.result(task) == {"state": "SUCCESS", "result": 1}
+
+
+@pytest.mark.parametrize("running", on_one_worker("rabbitmq"), indirect=True)
+def test_a_delayed_message_that_rabbitmq_gives_up_is_poison(service: Service) -> None:
+    deaths = [{"reason": "delivery_limit", "queue": "low_priority"}, {"reason": "expired", "queue": "celery_delayed_0"}]
+    publish(service, BODY, TASK | {"x-death": deaths}, queue="dead_letter")
+    [letter] = service.wait_for_letters()
+    assert (letter["reason"], letter["deliveries"], letter["queue"]) == ("poison", 20, "low_priority")
 
 
 #: Parts of a message in Kombu's form that can't be what they are.

@@ -35,11 +35,23 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: Module of the library → what it replaces in objects of others, what it calls by a private name, and what calls it by
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
-    "brokers.rabbitmq": ("kombu.connection:Connection.recoverable_connection_errors",),
     "brokers.clients": (
         "celery.app.base:Celery.amqp_cls",
         "celery.app.base:Celery.control_cls",
         "celery.loaders.base:BaseLoader.override_backends",
+    ),
+    "brokers.messages": (
+        # What they read of a message, in the worker's main process.
+        "celery.worker.request:Request.__init__",
+        "celery.worker.request:Request.revoked",
+        "celery.worker.request:create_request_cls",
+        "celery.worker.strategy:default",
+    ),
+    "brokers.rabbitmq": (
+        "celery.app.base:Celery.send_task",
+        "kombu.transport.native_delayed_delivery:calculate_routing_key",
+        "kombu.transport.native_delayed_delivery:declare_native_delayed_delivery_exchanges_and_queues",
+        "kombu.connection:Connection.recoverable_connection_errors",
     ),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
@@ -67,6 +79,7 @@ USED: dict[str, tuple[str, ...]] = {
         "kombu.transport.redis:GlobalKeyPrefixMixin",  # its parse_response
         "kombu.transport.redis:QoS._remove_from_indices",
         "kombu.transport.redis:QoS.restore_by_tag",
+        "kombu.transport.redis:Channel._do_restore_message",
         "kombu.transport.virtual.base:QoS",  # _delivered
         "kombu.transport.virtual.base:Transport._deliver",
         "kombu.utils.scheduling:round_robin_cycle",
@@ -116,6 +129,7 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.autoretry:add_autoretry_behaviour",
         "celery.app.base:Celery._task_from_fun",
     ),
+    "tasks.request": ("celery.worker.request:Request._context",),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
     # It asks for time_limits, and calls on_failure.
     "tasks.request": ("celery.worker.request:create_request_cls",),

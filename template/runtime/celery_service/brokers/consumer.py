@@ -1,4 +1,4 @@
-"""How a worker takes messages: none of them ends it, and none of them is discarded."""
+"""How a worker receives messages. No message ends it, and it discards none."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _celerys: Any = celery.worker.consumer.Consumer
 
 
 class Consumer(_celerys):  # type: ignore[misc]
-    """Makes a dead letter of each message that Celery would discard, or that would end it."""
+    """Makes a dead letter of each message that Celery would discard, or that would end Celery."""
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
@@ -32,11 +32,13 @@ class Consumer(_celerys):  # type: ignore[misc]
             try:
                 check(message)
                 handle(message)
-            except (*self.connection_errors, *self.channel_errors):
-                raise
             except Exception as error:
+                lost = isinstance(error, (*self.connection_errors, *self.channel_errors))
+                # Kombu's transport for Redis has KeyError among them.
+                if lost and not isinstance(error, KeyError):
+                    raise
                 if message.acknowledged:
-                    logger.exception("a message is settled, but not all that follows")
+                    logger.exception("error after a message was settled")
                 else:
                     self.on_invalid_task(None, message, error)
 
@@ -48,7 +50,7 @@ class Consumer(_celerys):  # type: ignore[misc]
         connection.close()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Keep a message that has not the form of a task."""
+        """Keep a message that doesn't have the form of a task."""
         self.keep(message, "undecodable", InvalidTaskError("not a task"))
         super().on_unknown_message(body, message)
 
@@ -90,11 +92,11 @@ def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: o
     Raises:
         RedisError: Redis can't be reached, or can't write.
     """
-    # As text, these have quotes or brackets around what they say.
+    # As text, these two have quotes or brackets around their message.
     text = exception.args[0] if isinstance(exception, KeyError | Reject) else exception
     record = story_of_message(message, reason=reason, error=f"{type(exception).__name__}: {text}")
     DeadLetters(app).add(record | more)
-    # Who rejects a message has marked its task.
+    # Celery marks a task as failed before it rejects its message.
     if record["task"] and reason != "rejected":
         with logged("can't mark a task as failed"):
             app.backend.mark_as_failure(record["id"], exception, request=context_of(message))
@@ -102,7 +104,7 @@ def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: o
 
 @contextmanager
 def logged(text: str) -> Iterator[None]:
-    """Log exceptions, other than those that pass: of Redis and the broker."""
+    """Log exceptions, except those of Redis and the broker, after which the caller tries again."""
     try:
         yield
     except (RedisError, OperationalError):

@@ -1,8 +1,8 @@
-"""What a message for a task must be, so that a worker can take it.
+"""Checks of the messages that a worker receives.
 
-Whoever can reach the broker can send anything, and Celery takes much of the form for granted: its
-worker ends with an exception, the broker delivers the message to the next worker, and that one ends
-too.
+Celery assumes that a message for a task has the form that Celery gives it. Otherwise the worker's
+main process can end with an exception. The broker then delivers the message to the next worker,
+and that one ends too. Any program that can reach the broker can send such a message.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ from typing import Any
 from celery.exceptions import InvalidTaskError
 from celery.utils.time import maybe_iso8601
 
-#: How many lists and mappings an argument may have inside one another. A worker pickles arguments
-#: for its processes, which fails at some 490 levels: Python allows 1000 calls inside one another.
+#: How many levels of lists and mappings an argument may have. A worker pickles the arguments for
+#: its child processes. That fails at about 490 levels, by Python's limit of 1000 nested calls.
 MAX_DEPTH = 100
 
 _CONTAINERS = (list, tuple, dict)
@@ -40,17 +40,17 @@ def _items(container: Any) -> Iterable[object]:
 
 
 def check(message: Any) -> None:
-    """Refuse a message for a task that would end the worker. What is for no task passes.
+    """Refuse a message for a task if it would end the worker. Messages for no task pass.
 
     Raises:
-        InvalidTaskError: It says what is wrong.
+        InvalidTaskError: The message says which part is wrong.
         DecodeError: The body isn't JSON.
         ContentDisallowed: The body is of a type that isn't accepted, such as pickle.
     """
-    if message.errors:  # it can't be decompressed
+    if message.errors:  # Kombu can't decompress it.
         raise message.errors[0][1]
     payload, headers = message.payload, message.headers
-    # The form of Celery 3, whose body says everything.
+    # In the form of Celery 3, everything is in the body.
     if isinstance(payload, dict) and ("args" in payload or "task" not in headers):
         headers = payload | headers
         payload = [payload.get("args", []), payload.get("kwargs", {}), {}]
@@ -71,7 +71,7 @@ def check(message: Any) -> None:
 
 
 def is_task(headers: Any) -> bool:
-    """Tell whether headers have the name of a task, and an id that can be a part of a key."""
+    """Tell whether headers have the name of a task, and an id that Redis can have in a key."""
     name, id_ = headers.get("task"), headers.get("id")
     try:
         return isinstance(name, str) and isinstance(id_, str) and id_.encode() != b""
@@ -100,7 +100,7 @@ def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
-#: What Celery reads in the worker's main process, and whether it can.
+#: The headers that Celery reads in the worker's main process, with a check of each.
 _HEADERS: dict[str, Callable[[Any], bool]] = {
     "eta": _is_time,
     "expires": _is_time,

@@ -167,7 +167,8 @@ def _select(
 
 def _line(record: Record) -> str:
     error = record["error"].partition("\n")[0][:100]
-    return f"{record['id']}  {record['failed_at']}  {record['task']}  {record['reason']}  {error}"
+    line = f"{record['id']}  {record['failed_at']}  {record['task']}  {record['reason']}  {error}"
+    return line.encode(errors="backslashreplace").decode()  # a lone surrogate can't be printed
 
 
 def _say_what_would_happen(verb: str, records: list[Record]) -> None:

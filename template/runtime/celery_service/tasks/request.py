@@ -1,14 +1,12 @@
-"""A task that a worker has received, as its main process sees it."""
+"""A task that a worker has received, in the worker's main process."""
 
 from typing import Any
 
-import billiard.einfo
 import celery.worker.request
 from celery.exceptions import Reject
 
 from celery_service.tasks.limits import limits
 
-_einfo: Any = billiard.einfo
 _request: Any = celery.worker.request
 
 
@@ -25,9 +23,9 @@ class Request(_request.Request):  # type: ignore[misc]
         self.time_limits: Any = limits(self.task, self.request_dict.get("timelimit"))
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Deal with a task that has raised an exception."""
+        """Handle a task that has raised an exception."""
         exception = exc_info.exception
-        if isinstance(exception, _einfo.ExceptionWithTraceback):
+        if isinstance(exception, _request.ExceptionWithTraceback):
             exception = exception.exc
         if isinstance(exception, MemoryError):
             # Celery would end the worker, though what had too little memory is another process.
@@ -36,8 +34,9 @@ class Request(_request.Request):  # type: ignore[misc]
         if not isinstance(exception, Reject) or requeue:
             super().on_failure(exc_info, *args, **options)
             return
-        # The handlers of `task_failure` make the dead letter, so RabbitMQ must not make another
-        # one. Celery shows them the context of the task after every other failure.
+        # A receiver of `task_failure` makes the dead letter, so the message is acknowledged:
+        # RabbitMQ would make a second one. The receiver needs the context of the task, which Celery
+        # provides after every other failure.
         self.on_reject = lambda logger, errors, _requeue: self.on_ack(logger, errors)
         self.task.request_stack.push(self._context)
         try:

@@ -93,8 +93,8 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
 def _routing_key(countdown: int, routing_key: str) -> str:
     """Return the routing key of a message with a delay of so many whole seconds.
 
-    Kombu refuses 0. RabbitMQ passes on at once what has 28 zeros in front, and the worker waits
-    for the rest of the second.
+    Kombu refuses 0. With 28 zeros in front, RabbitMQ delivers the message at once, and the worker
+    waits until it is due.
     """
     if countdown >= 1:
         return calculate_routing_key(countdown, routing_key)

@@ -76,7 +76,7 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
 
     def _settle(self, message: Any) -> None:
         app = self._parent.app
-        # Why RabbitMQ put it here, and from where. Older entries are there if it was delayed.
+        # Why RabbitMQ put it here, and from which queue. A delay leaves older entries.
         reason = queue = ""
         match message.headers.get("x-death"):
             case [{"reason": str(reason), "queue": str(queue)}, *_]:
@@ -97,7 +97,7 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
             message.ack()
 
     def _revoke(self, message: Any) -> None:
-        """Do with a task that has expired what a worker does that gets one."""
+        """Mark a task that has expired, as a worker does that receives one."""
         context = context_of(message)
         logger.info("Discarding revoked task: %s[%s]", message.headers["task"], context.id)
         with logged("can't revoke a task"):
@@ -140,7 +140,7 @@ _celerys: Any = celery.worker.consumer.Consumer
 
 
 class Consumer(consumer.Consumer):
-    """Has the steps above, and leaves the messages that it rejects to RabbitMQ."""
+    """Has the steps above. RabbitMQ puts the messages that it rejects into `dead_letter`."""
 
     class Blueprint(_celerys.Blueprint):  # type: ignore[misc]
         """The steps in which it starts."""

@@ -75,7 +75,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         """Leave what others hold to lease.py."""
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Give a message back to its queue. Kombu can't read what is none: that goes as it came."""
+        """Give a message back to its queue. What isn't a message goes back as it was sent."""
         with self.channel.conn_or_acquire(client) as redis:
             written = redis.hget(self.unacked_key, tag) or b""
             text, ours, queue = written[1:-1].rpartition(b',"",')  # see FETCH
@@ -136,7 +136,7 @@ def _read(text: bytes) -> Any:
     """Return a message in Kombu's form.
 
     Raises:
-        Exception: It isn't one. Kombu would end the worker, or drop the message.
+        Exception: The text isn't one. Kombu would end the worker, or lose the text.
     """
     message = loads(text.decode("utf-8", "replace"))
     properties = message["properties"]
@@ -226,14 +226,14 @@ class _Fetching:
         return True
 
     def _message(self: Any, text: bytes, queue: str) -> Any:
-        """Return a message in Kombu's form; what isn't one is the body of one that says nothing."""
+        """Return a message in Kombu's form. If the text isn't one, it is the body of a new one."""
         where = {"exchange": "", "routing_key": queue}
         own = {"delivery_tag": self.fetched, "delivery_info": where}
         try:
             message = _read(text)
             message["properties"] = {**own, **message["properties"], "delivery_tag": self.fetched}
             self.Message(message, channel=self)
-        except Exception:  # whatever it is, it would end the worker
+        except Exception:  # Any exception here would end the worker.
             message = {"body": text, "content-type": "application/data", "properties": own}
         return message
 
