@@ -206,7 +206,7 @@ def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(se
 
     before = service.dead_letters("replay")
     assert "2 would be replayed; --yes does it" in before.stdout
-    assert re.search(f"{callback} would be kept: .+ of its chord is FAILURE", before.stderr)
+    assert re.search(f"{callback} would be kept: .+ of its chord (is FAILURE|have not ended)", before.stderr)
     assert "replay its callback: dead-letters replay --reason chord" in before.stderr
 
     (service.folder / "mended").touch()
