@@ -72,7 +72,7 @@ def poison(path: str, who: str) -> None:
 
 
 @current_app.task(name="failing.collect")
-def collect(results: list[str], path: str) -> list[str]:
+def collect(results: list[Any], path: str) -> list[Any]:
     """The callback of a chord."""
     note(path, f"collected {results}")
     return results

@@ -229,7 +229,12 @@ def test_filters_and_purge(service: Service) -> None:
 
 
 def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(service: Service) -> None:
-    call = "chord([failing.fail.s(notes, 'a'), typed.text.s('b'), chain(failing.fail.si(notes, 'c'), typed.text.s())])"
+    parts = (
+        "failing.fail.s(notes, 'a')",
+        "chain(failing.fail.s(notes, 'c'), typed.text.s())",
+        "chain(typed.text.s('b'), group(typed.text.s(), typed.text.si('d')))",
+    )
+    call = f"chord([{', '.join(parts)}])"
     callback = service.send(f"{call}(failing.collect.s(notes))")
     letters = service.wait_for_letters(3)
     assert service.result(callback)["state"] == "FAILURE"
@@ -240,7 +245,7 @@ def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(se
 
     before = service.dead_letters("replay")
     assert "2 would be replayed; --yes does it" in before.stdout
-    assert re.search(f"{callback} would be kept: .+ of its chord is FAILURE", before.stderr)
+    assert re.search(f"{callback} would be kept: .+ of its chord (is FAILURE|have not ended)", before.stderr)
     assert "replay its callback: dead-letters replay --reason chord" in before.stderr
 
     (service.folder / "mended").touch()
@@ -248,9 +253,19 @@ def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(se
     assert (done.returncode, done.stdout) == (0, "2 replayed, 0 kept\n"), done.stderr
     done = wait_until(lambda: _replayed(service, callback), 30, "the tasks to succeed")
     assert done.stdout == "1 replayed, 0 kept\n"
-    service.wait_for_line("collected ['a', 'b', 'c']")
-    assert service.result(callback) == {"state": "SUCCESS", "result": ["a", "b", "c"]}
+    results = ["a", "c", ["b", "d"]]
+    service.wait_for_line(f"collected {results}")
+    assert service.result(callback) == {"state": "SUCCESS", "result": results}
     assert service.letters() == []
+
+
+def test_replay_says_that_it_can_not_run_a_group_after_a_chord(service: Service) -> None:
+    callbacks = "group(failing.collect.s(notes), failing.collect.s(notes))"
+    service.python(f"chord([failing.fail.s(notes, 'a'), typed.text.s('b')])({callbacks})\n1")
+    [waiting] = [letter for letter in service.wait_for_letters(2) if letter["reason"] == "chord"]
+    before = service.dead_letters("replay", waiting["id"])
+    assert before.stdout == "0 would be replayed; --yes does it\n"
+    assert f"{waiting['id']} would be kept: its callback is a group" in before.stderr
 
 
 def _replayed(service: Service, letter: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -42,6 +43,14 @@ def denied(server: Server) -> list[str]:
         return [f"{entry['username']}: {entry['object']}" for entry in client.acl_log()]
 
 
+def wait_for_letters(server: Server, service: Service, count: int) -> list[dict[str, Any]]:
+    """Wait until a deployment has so many dead letters, and give them."""
+    name = f"{service.folder.name}:{service.project.slug}:dead-letters:times"
+    with redis.Redis.from_url(server.url) as client:
+        wait_until(lambda: client.zcard(name) == count, 60, f"{count} dead letters in {name}")
+    return service.letters()
+
+
 def test_deployments_share_a_redis_and_nothing_in_it(server: Server, project: InstalledProject, tmp_path: Path) -> None:
     one, two = (deployment(server, project, tmp_path, name) for name in ("one", "two"))
     with one, two, one.worker() as first, two.worker() as second:
@@ -54,17 +63,16 @@ def test_deployments_share_a_redis_and_nothing_in_it(server: Server, project: In
                 assert each.result(task)["result"] == "first"
         # A chord, events and replies go over channels.
         assert one.python("chord([typed.add.s(1, 2), typed.add.s(3, 4)])(typed.total.s()).get(timeout=30)") == 10
-        assert one.python("list(celery.control.inspect(timeout=5).ping().values())") == [{"ok": "pong"}]
+        assert one.python("list(celery.control.inspect(timeout=30, limit=1).ping().values())") == [{"ok": "pong"}]
         # Deliveries are counted for each, under the same id, and so are dead letters.
         for each in (one, two):
             each.send("failing.poison.apply_async((notes, 'child'), task_id='poison')")
         for each in (one, two):
-            wait_until(lambda each=each: each.letters(), 60, "the dead letter")
-            [letter] = each.letters()
+            [letter] = wait_for_letters(server, each, 1)
             assert (letter["id"], letter["deliveries"]) == ("poison", 3)
             assert each.lines().count("poison") == 3
         one.send("failing.fail.delay(notes, 'x')")
-        wait_until(lambda: len(one.letters()) == 2, 60, "the second dead letter")
+        wait_for_letters(server, one, 2)
         assert len(two.letters()) == 1
         (one.folder / "mended").touch()
         assert one.dead_letters("replay", "--task", "failing.fail", "--yes").stdout == "1 replayed, 0 kept\n"

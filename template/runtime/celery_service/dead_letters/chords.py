@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery, states
-from celery.canvas import Signature
+from celery.canvas import Signature, group
 from celery.result import GroupResult
 
 from celery_service.dead_letters.story import Record
@@ -20,8 +20,8 @@ from celery_service.dead_letters.story import Record
 CHORD = "chord"
 
 
-class Incomplete(Exception):
-    """The results that the callback of a chord takes aren't there."""
+class CanNotRun(Exception):
+    """The callback of a chord can't run."""
 
 
 def callback_of(record: Record) -> Record | None:
@@ -54,10 +54,13 @@ def sender(app: Celery, record: Record) -> Callable[[], object]:
     """Return what sends the callback of a chord, under its old id, with the results that it takes.
 
     Raises:
-        Incomplete: One of the tasks hasn't succeeded, or the results have expired.
+        CanNotRun: One of the tasks hasn't succeeded, the results have expired, or Celery refuses
+            the callback by now.
         RedisError: Redis can't be asked.
     """
     callback = Signature.from_dict(record["callback"], app=app)
+    if isinstance(callback, group):
+        raise CanNotRun("its callback is a group, whose tasks Celery has revoked; send it anew")
     headers = (callback.options.get("headers") or {}) | {"replayed_from": record["id"]}
     results = _results_of(app, record["chord"])
     return partial(callback.apply_async, (results,), headers=headers)
@@ -68,12 +71,12 @@ def _results_of(app: Celery, group_id: str) -> list[Any]:
     backend: Any = app.backend
     client, key = backend.client, backend.get_key_for_group
     if client.exists(key(group_id, ".s")):
-        raise Incomplete("the other tasks of its chord have not ended")
+        raise CanNotRun("the other tasks of its chord have not ended")
     is_ordered = app.conf.result_backend_transport_options.get("result_chord_ordered", True)
     fetch = client.zrange if is_ordered else client.lrange
     parts = [backend.decode(part)[1:] for part in fetch(key(group_id, ".j"), 0, -1)]
     if not parts:
-        raise Incomplete("the results of its chord have expired")
+        raise CanNotRun("the results of its chord have expired")
     # As Celery has counted them; what had failed then may have succeeded since.
     counted = {task_id: result for task_id, state, result in parts if state == states.SUCCESS}
 
@@ -82,18 +85,18 @@ def _results_of(app: Celery, group_id: str) -> list[Any]:
             return counted[task_id]
         meta = backend.get_task_meta(task_id, cache=False)
         if meta["status"] != states.SUCCESS:
-            raise Incomplete(f"{task_id} of its chord is {meta['status']}")
+            raise CanNotRun(f"{task_id} of its chord is {meta['status']}")
         return meta["result"]
 
-    def results_in(group: Any) -> list[Any]:
+    def results_in(parts: Any) -> list[Any]:
         return [
             results_in(each) if isinstance(each, GroupResult) else result_of(each.id)
-            for each in group.results
+            for each in parts.results
         ]
 
     # Celery keeps how a chord was built where it has groups inside.
-    group = GroupResult.restore(group_id, app=app)
-    return results_in(group) if group else [result_of(task_id) for task_id, _, _ in parts]
+    built = GroupResult.restore(group_id, app=app)
+    return results_in(built) if built else [result_of(task_id) for task_id, _, _ in parts]
 
 
 def _with_what_follows(record: Record) -> Iterator[Record]:

@@ -230,8 +230,8 @@ def _sender(app: Celery, record: Record) -> Callable[[], object]:
     if record["reason"] == chords.CHORD:
         try:
             return chords.sender(app, record)
-        except chords.Incomplete as incomplete:
-            raise _NotSent(str(incomplete)) from None
+        except chords.CanNotRun as reason:
+            raise _NotSent(str(reason)) from None
     options = {name: value for name, value in record["options"].items() if name not in NOT_AGAIN}
     options["headers"] |= {"replayed_from": record["id"]}
     queue = record["queue"] or None
