@@ -174,6 +174,8 @@ def test_the_environment_configures_the_cache(monkeypatch: pytest.MonkeyPatch) -
         ("CACHE_URL", "rediss://:hunter2@a?ssl_cert_reqs=x", "CACHE_URL must be memory://, none or such as redis://:p"),
         ("CACHE_URL", "ftp://localhost", "CACHE_URL must be memory://, none or such as redis://:password@host:6379/1."),
         ("CACHE_TTL", "0", "CACHE_TTL is '0'; it must be greater than or equal to 0.001."),
+        ("CACHE_TTL", "inf", "CACHE_TTL is 'inf'; it must be a finite number."),
+        ("CACHE_TIMEOUT", "nan", "CACHE_TIMEOUT is 'nan'; it must be a finite number."),
         ("CACHE_TIMEOUT", "never", "CACHE_TIMEOUT is 'never'; it must be a valid number."),
     ],
 )

@@ -61,9 +61,9 @@ class Settings(BaseSettings):
     # What the names of all keys start with; by default what the service says.
     namespace: str = ""
     # Seconds for which a value is kept, unless it is set with a `ttl`.
-    ttl: float = Field(default=300, ge=0.001)
+    ttl: float = Field(default=300, ge=0.001, allow_inf_nan=False)
     # Seconds to wait for Redis before a task goes on without the cache.
-    timeout: float = Field(default=0.5, gt=0)
+    timeout: float = Field(default=0.5, gt=0, allow_inf_nan=False)
 
 
 settings = read(Settings)

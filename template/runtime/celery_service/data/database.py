@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     pool_size: int = Field(default=2, ge=1)
     max_overflow: int = Field(default=3, ge=0)
     # Seconds to wait for one of them to be free, and for the server to accept a new one.
-    pool_timeout: float = Field(default=10, gt=0)
+    pool_timeout: float = Field(default=10, gt=0, allow_inf_nan=False)
     connect_timeout: int = Field(default=5, ge=1)
     # Seconds after which a connection is replaced: firewalls drop old ones without a word.
     pool_recycle: int = Field(default=1800, ge=1)
