@@ -82,6 +82,7 @@ USED: dict[str, tuple[str, ...]] = {
         "billiard.process:BaseProcess._is_alive",
         "celery.apps.worker:on_cold_shutdown",
         "celery.concurrency.prefork:TaskPool.on_start",  # _pool
+        "celery.utils.dispatch.signal:Signal._live_receivers",  # lock
         "celery.worker.worker:WorkController.on_stopped",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
