@@ -183,7 +183,7 @@ def missing() -> list[str]:
         covered |= set(re.split(r"[.:]", name))
         with contextlib.suppress(AttributeError, ImportError):
             # What a pinned class or function mentions is covered by its source.
-            covered |= set(re.findall(r"\b_\w+", _source(name)))
+            covered |= set(re.findall(r"\b_\w+|(?<=\bself\.)\w+", _source(name)))
     return [where for where, name in _uses() if name not in covered]
 
 
