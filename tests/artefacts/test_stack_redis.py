@@ -1,7 +1,13 @@
 """The Compose stack on Redis is started, used, attacked and stopped, on a real engine."""
 
+import re
+import shutil
+from pathlib import Path
+
 from artefacts.promises import Promises, send
+from support.commands import attempt
 from support.containers import Stack
+from support.servers import free_port
 
 
 class TestOnRedis(Promises):
@@ -22,6 +28,19 @@ class TestOnRedis(Promises):
         finally:
             stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
         stack.wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
+
+    def test_a_taken_port_is_told_with_the_variable_that_moves_it(self, stack: Stack, tmp_path: Path) -> None:
+        second = Path(shutil.copytree(stack.folder, tmp_path / "second", ignore=shutil.ignore_patterns(".venv")))
+        text = (second / ".env").read_text().replace(stack.name, f"{stack.name}-second")
+        (second / ".env").write_text(re.sub(r"^MAIL_PORT=.*", f"MAIL_PORT={free_port()}", text, flags=re.MULTILINE))
+        [port] = re.findall(r"^REDIS_PORT=(\d+)$", text, re.MULTILINE)
+        try:
+            done = attempt("make", "up", cwd=second)
+        finally:
+            attempt("docker", "compose", "down", "--volumes", cwd=second)
+        assert done.returncode != 0
+        says = [line for line in done.stdout.splitlines() if line.startswith("Port ")]
+        assert says == [f"Port {port} is taken: set REDIS_PORT in .env to another one, then run make up again."]
 
     def test_scale_and_down(self, stack: Stack) -> None:
         [line] = send(stack, "kept", 1)

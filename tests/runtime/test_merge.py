@@ -119,11 +119,12 @@ def test_the_url_chooses_the_broker(tmp_path: Path, url: str, consumer: str, res
 
 def test_without_a_server_messages_go_through_folders_of_the_project(tmp_path: Path) -> None:
     root = tmp_path / "a project"
-    root.mkdir()
+    (root / ".dev").mkdir(mode=0o755, parents=True)
     settings = configured(root, broker_url="filesystem://localhost")
     assert settings["result_backend"] == f"file://{root}/.dev/results"
     assert settings["broker_transport_options"]["data_folder_in"] == f"{root}/.dev/messages"
     assert {path.name for path in (root / ".dev").iterdir()} == {"messages", "control", "results"}
+    assert (root / ".dev").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,23 @@ def test_green_threads_are_refused_where_tasks_are_async(forks: Forks, service: 
     assert start_worker(forks, service, task, pool) == (1, says)
 
 
+SIGNAL_DURING_A_SIGNAL = """
+import signal
+from my_service.celery import celery
+from celery.signals import worker_shutting_down
+
+worker_shutting_down.connect(lambda **_: print("heard"), weak=False)
+signal.alarm(20)  # ends a process that waits for itself
+with worker_shutting_down.lock:  # as the handler of a first signal has it
+    worker_shutting_down.send("worker", sig="SIGTERM", how="Warm", exitcode=0)
+"""
+
+
+def test_a_signal_while_celery_handles_another_does_not_block_the_worker(forks: Forks, service: Path) -> None:
+    done = forks.run(SIGNAL_DURING_A_SIGNAL, service, REDIS)
+    assert (done.returncode, done.stdout) == (0, "heard\n")
+
+
 # --- versions ---------------------------------------------------------------------------------------------------------
 
 

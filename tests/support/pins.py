@@ -118,6 +118,7 @@ USED: dict[str, tuple[str, ...]] = {
         # In green pools it is kept from doing anything: task_consumer, pool, cancel_active_requests.
         "celery.apps.worker:on_cold_shutdown",
         "celery.concurrency.prefork:TaskPool.on_start",  # _pool
+        "celery.utils.dispatch.signal:Signal._live_receivers",  # lock
         "celery.worker.worker:WorkController.on_stopped",
         "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
@@ -224,7 +225,7 @@ def missing() -> list[str]:
         covered |= set(re.split(r"[.:]", name))
         with contextlib.suppress(AttributeError, ImportError):
             # What a pinned class or function mentions is covered by its source.
-            covered |= set(re.findall(r"\b_\w+", _source(name)))
+            covered |= set(re.findall(r"\b_\w+|(?<=\bself\.)\w+", _source(name)))
     return [where for where, name in _uses() if name not in covered]
 
 

@@ -1,25 +1,17 @@
 """Questions, answers that are derived from others, and messages about wrong answers."""
 
-import contextlib
-import fcntl
 import functools
 import itertools
 import keyword
-import os
-import pty
 import random
 import re
-import select
 import shutil
-import struct
 import subprocess
 import sys
-import termios
-import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import yaml
@@ -42,6 +34,7 @@ from support.history import (
     variables_of_copier,
 )
 from support.project import REPOSITORY, render, working_tree
+from support.terminal import Terminal
 
 #: The answers of a user who only ever presses Enter, as docs/options.md promises them.
 DEFAULTS = {
@@ -327,68 +320,13 @@ def test_every_answer_that_can_be_wrong_is_checked_before_copier_checks_it() -> 
     assert checked == {question for question, _, _ in WRONG}
 
 
-class Terminal:
-    """A terminal in which a command runs and somebody types."""
-
-    def __init__(self, *command: str | Path, cwd: Path) -> None:
-        self.fd, follower = pty.openpty()
-        # Wide enough for every message to stay on one line.
-        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 240, 0, 0))
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=of_a_user({"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **variables_of_copier()}),
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-        )
-        os.close(follower)
-        self.shown = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
-        os.close(self.fd)
-
-    def type(self, keys: str) -> None:
-        """Press keys. What is expected next must be shown after this."""
-        self.shown = ""
-        os.write(self.fd, keys.encode())
-
-    def expect(self, text: str, seconds: float = 20) -> str:
-        """Wait until the text is there, and give all that has been shown since something was typed."""
-        deadline = time.monotonic() + seconds
-        while text not in self.shown:
-            left = deadline - time.monotonic()
-            assert left > 0, f"waited {seconds} s in vain for {text!r} in:\n{self.shown}"
-            if select.select([self.fd], [], [], left)[0]:
-                self.shown += self._read()
-        return self.shown
-
-    def end(self, seconds: float = 20) -> int:
-        """Wait until the command has ended, and give its exit status."""
-        return self.process.wait(seconds)
-
-    def _read(self) -> str:
-        try:
-            data = os.read(self.fd, 65536).decode(errors="replace")
-        except OSError as error:  # how Linux says that the other side is closed
-            raise AssertionError(f"the command ended after:\n{self.shown}") from error
-        return re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|[=>])", "", data)
-
-
 CLEAR_LINE = "\x15"
 
 
 @pytest.fixture
 def questionnaire(tmp_path: Path) -> Iterator[Terminal]:
     command = [sys.executable, "-m", "copier", "copy", str(release()), "project"]
-    with Terminal(*command, cwd=tmp_path) as terminal:
+    with Terminal(*command, cwd=tmp_path, env=of_a_user(variables_of_copier())) as terminal:
         yield terminal
 
 

@@ -25,7 +25,7 @@ def without_a_broker(environ: Mapping[str, str]) -> dict[str, object]:
     if environ.get("DEV_BROKER") != "files":
         return {}
     print(
-        "CELERY_BROKER_URL is not set: messages are files in .dev/, which is enough for one worker.",
+        "CELERY_BROKER_URL is not set: messages are files in .dev/, enough for one worker.",
         file=sys.stderr,
     )
     return {"broker_url": EXAMPLE}

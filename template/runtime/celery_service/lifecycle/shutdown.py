@@ -27,6 +27,8 @@ MARGIN = 5.0
 
 def install(app: Celery) -> None:
     """Have each worker of `app` end within its grace period after one SIGTERM, and lose nothing."""
+    # Celery sends it in a signal handler. A second signal may come while that holds the lock.
+    worker_shutting_down.lock = threading.RLock()  # type: ignore[attr-defined]
 
     def set_up(instance: Any, **kwargs: object) -> None:
         if instance.app is app:

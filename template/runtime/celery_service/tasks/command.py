@@ -24,7 +24,7 @@ def command(ctx: click.Context, task: str, args: str) -> None:
         names = sorted(name for name in app.tasks if not name.startswith("celery."))
         raise click.ClickException(f"no task is named {task!r}; the tasks are {', '.join(names)}")
     try:
-        click.echo(app.tasks[task].apply_async(_positional(args)).id)
+        click.echo(app.tasks[task].apply_async(tuple(_positional(args))).id)
     # Wrong arguments, some that JSON can't hold, or that are nested too deep; and no broker.
     except (TypeError, ValueError, RuntimeError, KombuError, RedisError) as error:
         raise click.ClickException(" ".join(str(error).split())) from None
@@ -37,5 +37,5 @@ def _positional(text: str) -> list[object]:
         values = None
     if not isinstance(values, list):
         shown = reprlib.repr(text)
-        raise click.ClickException(f"ARGS is {shown}; it must be a JSON list such as [\"a\", 5]")
+        raise click.ClickException(f'ARGS is {shown}; it must be a JSON list such as ["a", 5]')
     return values
