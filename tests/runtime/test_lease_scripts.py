@@ -8,7 +8,7 @@ from typing import Any
 import kombu
 import pytest
 import redis
-from celery_service.brokers.redis.lease import CLAIM, KOMBUS_TIMEOUT, PREFIX, Leases
+from celery_service.brokers.redis.lease import CLAIM, KOMBUS_TIMEOUT, PREFIX, Leases, _client_of
 from kombu.utils.json import dumps
 
 from support.servers import HOST, start_redis
@@ -40,6 +40,7 @@ def leases(client: Any) -> Iterator[Leases]:
     with kombu.Connection(f"redis://{HOST}:{port}/0", transport=TRANSPORT) as connection:
         leases = Leases()
         leases._channel = connection.channel()
+        leases._client = _client_of(leases._channel)
         yield leases
 
 

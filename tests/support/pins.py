@@ -56,8 +56,9 @@ USED: dict[str, tuple[str, ...]] = {
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
+        "kombu.transport.redis:Channel.__init__",  # Client
+        "kombu.transport.redis:Channel._get_pool",
         "kombu.transport.redis:Channel.conn_or_acquire",
-        "kombu.transport.redis:Channel.pool",
         "kombu.transport.redis:Channel.from_transport_options",  # global_keyprefix
         "kombu.transport.redis:Channel.unacked_index_key",
         "kombu.transport.redis:Channel.visibility_timeout",

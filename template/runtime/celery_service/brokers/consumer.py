@@ -44,8 +44,8 @@ class Consumer(_celerys):  # type: ignore[misc]
 
         return on_task_received
 
-    def hand_back(self) -> None:
-        """Give back what this worker holds."""
+    def hand_back(self, **_: object) -> None:
+        """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
         connection: Any = self.connection
         connection.close()
 

@@ -1,14 +1,14 @@
 """The pools gevent and eventlet: they replace Python's threads by green threads, which take turns.
 
 A green thread runs only while the others wait. A task that computes stops all of them, and the
-event loop with them. What must go on meanwhile runs in a thread of the system. It doesn't share
-connections with green threads, and it doesn't log: sockets and locks are green as well.
+event loop with them. What must go on meanwhile runs in a thread of the system. It may only use what
+is its own: sockets and locks are green, too, and where it waits for one of another thread both can
+hang. So it doesn't log, and uses nothing of Kombu, which has a lock for each cached property.
 """
 
 import _thread
 import importlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +42,8 @@ def install(app: Celery) -> None:
     def warn(instance: Any, **_: object) -> None:
         if instance.app is app and pool_of(instance) == "eventlet":
             logger.warning(
-                "the pool eventlet enforces no time limits, and on Redis a task that computes for "
-                "longer than visibility_timeout runs twice; eventlet is deprecated, use "
-                "--pool=gevent or threads"
+                "the pool eventlet enforces no time limits: a task that hangs holds its place for "
+                "ever; eventlet is deprecated, use --pool=gevent or threads"
             )
 
     celeryd_init.connect(set_up, weak=False)
@@ -64,10 +63,7 @@ def pool_of(worker: Any) -> str:
 
 
 def start_thread(function: Callable[..., object], *args: object) -> Callable[[float], None]:
-    """Start a thread that a task can't stop, without waiting. It ends with the process.
-
-    With eventlet it is a green thread all the same: where a thread of the system and a green one
-    want the same lock, eventlet hangs, and Kombu has many locks.
+    """Start a thread, green if threads are, without waiting for it: in signal handlers, too.
 
     Returns:
         What waits until the function has ended, for so many seconds at most.
@@ -86,39 +82,23 @@ def start_thread(function: Callable[..., object], *args: object) -> Callable[[fl
         while not ended and time.monotonic() < until:
             time.sleep(0.01)
 
-    if detect_environment() == "eventlet":
-        _thread.start_new_thread(run, ())
-    else:
-        _start_of_the_system(run)
+    _thread.start_new_thread(run, ())
     return wait
 
 
-def start_timer(seconds: float, function: Callable[..., object], *args: object) -> None:
-    """Call a function after so many seconds, from a thread of the system.
-
-    Args:
-        seconds: How long to wait.
-        function: What to call: it must not use locks, directly or indirectly.
-        args: Its arguments.
-    """
+def start_system_thread(function: Callable[..., object], *args: object, after: float = 0.0) -> None:
+    """Start a thread of the system, which calls the function `after` so many seconds."""
     sleep = _original("time", "sleep")
 
     def run() -> None:
-        sleep(seconds)
+        sleep(after)
         function(*args)
 
-    _start_of_the_system(run)
-
-
-def _start_of_the_system(run: Callable[[], None]) -> None:
-    if is_green():
-        _original("_thread", "start_new_thread")(run, ())
-    else:
-        threading.Thread(target=run, daemon=True).start()
+    _original("_thread", "start_new_thread")(run, ())
 
 
 def _original(module: str, name: str) -> Any:
-    """Return a function of Python's as it was before a green pool has replaced it."""
+    """Return a function of Python as it was before a green pool has replaced it."""
     environment = detect_environment()
     if environment == "gevent":
         return importlib.import_module("gevent.monkey").get_original(module, name)

@@ -13,7 +13,6 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -54,7 +53,7 @@ class _Shutdown:
         """Start to count at the first signal, hand back at the second."""
         if how == "Warm" and not self.counting:
             self.counting = True
-            green.start_timer(self.grace - self.margin, self.hand_back)
+            green.start_system_thread(self.hand_back, after=self.grace - self.margin)
         elif how == "Warm":
             self.hand_back()
 
@@ -72,8 +71,9 @@ class _Shutdown:
         pool = self.worker.pool
         # Cancelled tasks see SystemExit. What is still there after half of the margin, is killed.
         self.processes = list(getattr(pool._pool, "_pool", ()))
-        green.start_timer(self.margin / 2, self.kill)
-        wait = self.forgive()
+        green.start_system_thread(self.kill, after=self.margin / 2)
+        # A thread, since Redis may take longer than there is.
+        wait = green.start_thread(self.forgive)
         if not pool.uses_semaphore and self.worker.state.active_requests:
             # These tasks can't be cancelled: they run in this process, so it has to end.
             wait(self.margin / 5)
@@ -83,29 +83,36 @@ class _Shutdown:
                 self.worker.on_stopped()
             os._exit(0)
 
-    def forgive(self) -> Callable[[float], None]:
+    def forgive(self) -> None:
         """Have deliveries not count that end here: the tasks did nothing wrong."""
         # Imported here: publishers don't need it.
         from celery_service.dead_letters import poison
 
         requests = list(self.worker.state.requests.values())
-        handed_back = [each for each in requests if not each.acknowledged]
-        # A thread, since Redis may take longer than there is.
-        return green.start_thread(poison.forgive, self.worker.app, handed_back)
+        poison.forgive(self.worker.app, [each for each in requests if not each.acknowledged])
 
     def leave_green_threads(self) -> None:
         """End without Celery, which would wait here, and acknowledge the tasks that it cancels."""
         nothing = {"task_consumer": None, "pool": None, "cancel_active_requests": lambda: None}
         vars(self.worker.consumer).update(nothing)
         self.worker.terminate = functools.partial(time.sleep, self.margin)
-        green.start_timer(0.8 * self.margin, os._exit, 0)  # if Redis or a task takes too long
         green.start_thread(self.hand_back_and_exit)
+        # A task that computes keeps that from running.
+        green.start_system_thread(self.hand_back_while_blocked, after=0.5 * self.margin)
+        green.start_system_thread(os._exit, 0, after=0.8 * self.margin)
 
     def hand_back_and_exit(self) -> None:
-        """Do what nothing can wait for in a signal handler, where threads are green."""
-        self.forgive()(self.margin / 5)
+        """Do so in a green thread: a signal handler can't wait."""
+        green.start_thread(self.forgive)(self.margin / 5)
         with contextlib.suppress(Exception):
-            self.worker.consumer.hand_back()
+            self.worker.consumer.hand_back(blocked=False)
+        os._exit(0)
+
+    def hand_back_while_blocked(self) -> None:
+        """Do so in a thread of the system. Nobody else holds locks now: it is a task that runs."""
+        with contextlib.suppress(Exception):
+            self.worker.consumer.hand_back(blocked=True)
+        self.forgive()
         os._exit(0)
 
     def kill(self) -> None:

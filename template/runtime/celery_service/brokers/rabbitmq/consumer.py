@@ -156,5 +156,5 @@ class Consumer(consumer.Consumer):
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
         """Do nothing: RabbitMQ puts the message into `dead_letter`."""
 
-    def hand_back(self) -> None:
+    def hand_back(self, **_: object) -> None:
         """Do nothing: RabbitMQ sees that the connection ends."""

@@ -26,11 +26,9 @@ class Consumer(consumer.Consumer):
         super().__init__(*args, **kwargs)
         leases.holder = self.hostname
 
-    def hand_back(self) -> None:
-        """Give back what this worker holds. Any thread may ask: this opens a connection."""
-        with self.app.connection_for_write() as connection:
-            channel: Any = connection.default_channel
-            channel.qos.hand_back()
+    def hand_back(self, *, blocked: bool) -> None:
+        """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
+        leases.give_back(blocked=blocked)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Have running tasks acknowledged on the next connection."""

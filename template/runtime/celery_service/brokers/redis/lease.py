@@ -57,17 +57,19 @@ class Leases:
         #: What Redis couldn't be told yet, by delivery tag: on the next connection it is.
         self.untold: dict[str, str] = {}
         self._held: dict[str, str] = {}
-        #: What the thread has to say where it can't log: see lifecycle/green.py.
-        self.unsaid: list[tuple[object, ...]] = []
         #: Whether everything was given back, and nothing may be fetched any more.
         self.closed = False
         self._on_its_way = ""
         self._channel: Any = None
-        self._own: Any = None
+        self._client: Any = None
+        self._spares: tuple[Any, ...] = ()
         self._process = 0
         # By Redis's clock: when the own leases were renewed last, and since when without a gap.
         self._renewed = 0.0
         self._unbroken_since = 0.0
+        # In green pools the thread leaves it to the event loop to log and to take over.
+        self._unsaid: list[tuple[object, ...]] = []
+        self._tended = 0.0
 
     def new_tag(self, channel: Any) -> str:
         """Return the tag for what is fetched next on this channel. It is renewed from then on."""
@@ -75,7 +77,10 @@ class Leases:
         if self._process != os.getpid():
             # A thread, since the event loop waits for its servers, and in some pools for tasks too.
             self._process = os.getpid()
-            green.start_thread(self._keep_renewing)
+            self._client = _client_of(channel)
+            if green.is_green():
+                self._spares = (_client_of(channel), _client_of(channel))
+            green.start_system_thread(self._keep_renewing)
         holder = self.holder or f"{socket.gethostname()}:{os.getpid()}"
         lease = math.ceil(channel.visibility_timeout)
         self._on_its_way = f"{PREFIX}{lease}/{holder}/{uuid4()}"
@@ -99,20 +104,32 @@ class Leases:
                 *(len(known), ", ".join(known[:10])),
             )
 
-    def close(self) -> list[str]:
-        """Fetch no more, and return the tags of what is held or on its way: to give it back."""
-        self.closed = True
-        return [*self._held, self._on_its_way]
+    def give_back(self, *, blocked: bool) -> None:
+        """Give back what is held or on its way, to be fetched next, and have no more fetched.
 
-    def say(self) -> None:
-        """Log what the thread has to say."""
-        while self.unsaid:
-            logger.warning(*self.unsaid.pop(0))
+        Args:
+            blocked: Whether this is a thread of the system, and green ones are blocked: threads of
+                both kinds can't share connections.
+        """
+        self.closed = True
+        for tag in (*self._held, self._on_its_way):
+            self._channel.qos.restore_by_tag(tag, client=self._spares[blocked])
+
+    def tend(self, channel: Any) -> None:
+        """Do what the thread leaves to green threads, on a channel that is open. Call this often."""
+        self._channel = channel
+        while self._unsaid:
+            logger.warning(*self._unsaid.pop(0))
+        if self._tended != self._renewed:
+            self._tended = self._renewed
+            with channel.conn_or_acquire() as client:
+                self._take_over(float(channel.visibility_timeout), client)
 
     def _warn(self, *line: object) -> None:
-        self.unsaid.append(line)
-        if not green.is_green():
-            self.say()
+        if green.is_green():
+            self._unsaid.append(line)
+        else:
+            logger.warning(*line)
 
     def _keep_renewing(self) -> None:
         lease = float(self._channel.visibility_timeout)
@@ -126,7 +143,7 @@ class Leases:
             pause = lease / 4
             try:
                 self._renew(lease)
-                while self._take_over(lease) == BATCH:
+                while not green.is_green() and self._take_over(lease) == BATCH:
                     self._renew(lease)
             except Exception:  # whatever it is, others hold their leases only with us
                 pause = min(pause, RETRY)
@@ -135,41 +152,42 @@ class Leases:
     def _renew(self, lease: float) -> None:
         # What is on its way may have come, and wait for an event loop that is busy.
         tags = {*tuple(self._held), *tuple(self.untold), self._on_its_way}
-        now, lost = self._eval(RENEW, *tags)
-        gap, self._renewed = float(now) - self._renewed, float(now)
-        if not 0 <= gap <= lease / 2:  # below zero: another Redis, by whose clock it is earlier
-            self._unbroken_since = self._renewed
+        answer, lost = self._eval(self._client, RENEW, *tags)
+        now = float(answer)
+        # Below zero: another Redis, by whose clock it is earlier.
+        if not 0 <= now - self._renewed <= lease / 2:
+            self._unbroken_since = now
+        self._renewed = now
         # What has been settled meanwhile isn't held any more.
         self.warn_of_lost([self.discard(tag.decode()) for tag in lost])
 
-    def _take_over(self, lease: float) -> int:
+    def _take_over(self, lease: float, client: Any = None) -> int:
         """Put back what others haven't renewed; return how many messages these were."""
         if self._renewed - self._unbroken_since < lease:
             return 0
+        client = client or self._client
         timeout = max(lease, KOMBUS_TIMEOUT)
-        found = self._eval(CLAIM, PREFIX, lease, timeout, self._renewed, BATCH)
+        found = self._eval(client, CLAIM, PREFIX, lease, timeout, self._renewed, BATCH)
         tags = [tag.decode() for tag in found]
         for tag in tags:
-            self._own_channel().qos.restore_by_tag(tag)
+            self._channel.qos.restore_by_tag(tag, client=client)
         holders = Counter(_holder(tag) for tag in tags)
         for holder, number in holders.items():
             self._warn("took over %d messages from %s, which has not renewed them", number, holder)
         return len(tags)
 
-    def _eval(self, script: str, *arguments: object) -> Any:
-        channel = self._own_channel()
-        key = f"{channel.global_keyprefix}{channel.unacked_index_key}"
-        with channel.conn_or_acquire() as client:
-            return client.execute_command("EVAL", script, 1, key, *arguments)
+    def _eval(self, client: Any, script: str, *arguments: object) -> Any:
+        key = f"{self._channel.global_keyprefix}{self._channel.unacked_index_key}"
+        return client.execute_command("EVAL", script, 1, key, *arguments)
 
-    def _own_channel(self) -> Any:
-        """Return a channel whose connections are the thread's own: they outlive the worker's."""
-        if self._own is None:
-            self._own = self._channel.connection.client.clone().channel()
-            # Without redis-py's retries, whose pauses add up to more than a short lease: the next
-            # attempt is ours.
-            self._own.pool.set_retry(Retry(NoBackoff(), 0))
-        return self._own
+
+def _client_of(channel: Any) -> Any:
+    """Return a client with connections of its own, which outlive those of the channel."""
+    # Without redis-py's retries, whose pauses add up to more than a short lease: the next attempt
+    # is ours.
+    pool = channel._get_pool()
+    pool.set_retry(Retry(NoBackoff(), 0))
+    return channel.Client(connection_pool=pool)
 
 
 def _holder(tag: str) -> str:

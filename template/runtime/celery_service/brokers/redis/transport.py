@@ -25,8 +25,9 @@ from celery_service.brokers.redis.lease import leases
 LONGEST_WAIT = 0.25
 #: How long a worker waits, in seconds, when Redis can't write: it is out of memory or disk space.
 REFUSAL = 1.0
-#: How long a loop that can't hear of acknowledgements waits for one, in seconds.
-BUSY_WAIT = 0.02
+#: How long a worker without an event loop waits until it looks again, in seconds: whether a task
+#: has been acknowledged, when it may fetch no more, and otherwise for what leases.tend() does.
+BUSY_WAIT, IDLE_WAIT = 0.02, 0.5
 #: How many green threads tell Redis at a time what becomes of their messages: a channel has ten
 #: connections.
 TELLING = 4
@@ -94,12 +95,6 @@ class QoS(_redis.QoS):  # type: ignore[misc]
     def keep(self, delivery_tag: str) -> None:
         """Leave a message to its task, which outlives the connection."""
         virtual.QoS.ack(self, delivery_tag)
-
-    def hand_back(self) -> None:
-        """Give back what this process holds, on whichever channel, and have it fetch no more."""
-        self.catch_up()
-        for tag in leases.close():
-            self.settle(tag, "first")
 
     def catch_up(self) -> None:
         """Tell Redis what it couldn't be told before.
@@ -270,9 +265,11 @@ class _Draining:
 
     def drain_events(self: Any, connection: Any, timeout: float | None = None) -> None:
         """Handle what comes; when nothing may be fetched, look soon whether a task has ended."""
-        leases.say()
-        if any(each.active_queues and not each.qos.can_consume() for each in self.channels):
-            timeout = BUSY_WAIT
+        fetching = [each for each in self.channels if each.active_queues]
+        for channel in fetching:
+            leases.tend(channel)
+        busy = any(not each.qos.can_consume() for each in fetching)
+        timeout = min(timeout or IDLE_WAIT, BUSY_WAIT if busy else IDLE_WAIT)
         super().drain_events(connection, timeout)  # type: ignore[misc]
 
 
