@@ -27,6 +27,7 @@ from support.sources import (
 MOST_LINES = 300
 #: The modules that need an extra: all others can be imported without any.
 WITH_EXTRAS = {
+    "celery_service.brokers.rabbitmq.transport": {"rabbitmq"},
     "celery_service.data.backends": {"aiocache"},
     "celery_service.data.cache": {"aiocache"},
     "celery_service.data.database": {"sqlalchemy"},
