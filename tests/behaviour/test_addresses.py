@@ -109,7 +109,7 @@ def test_a_node_of_a_cluster_ends_workers_and_beat_with_one_line(
             variables = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}
             arguments = ["celery", "-A", f"{project.slug}.celery", command]
             done = run_command(project, arguments, variables, output=tmp_path / "printed")
-            line = f"{variable} names a node of a Redis Cluster; name a Redis that is no cluster."
+            line = f"{variable} names a node of a Redis Cluster; name a Redis that is not a cluster."
             assert (done.returncode, done.stderr.splitlines()) == (1, [line])
 
 

@@ -102,7 +102,7 @@ def test_one_line_says_what_can_not_work(tmp_path: Path, settings: dict[str, str
 def test_dead_letters_need_a_redis(tmp_path: Path, broker: str, backend: str) -> None:
     line = refusal(tmp_path, broker_url=broker, result_backend=backend)
     assert line.startswith("CELERY_RESULT_BACKEND ")
-    assert line.endswith("sentinel://: results and dead letters need a Redis that is no cluster.")
+    assert line.endswith("sentinel://: results and dead letters need a Redis that is not a cluster.")
 
 
 def test_the_line_names_the_file_that_holds_the_address(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ results.py is about the result backend, for both brokers that are servers.
 from types import ModuleType
 
 from celery_service.brokers import embedded, rabbitmq, redis
-from celery_service.config.addresses import refuse_scheme, scheme_of
+from celery_service.config.addresses import scheme_of, wrong_scheme
 from celery_service.config.settings import ConfigurationError
 
 BROKERS = (redis, rabbitmq, embedded)
@@ -34,4 +34,4 @@ def by_scheme(url: str, called: str) -> ModuleType:
             return broker
     allowed = ", ".join(f"{name}://" for broker in BROKERS for name in broker.SCHEMES)
     reason = "; a Redis Cluster can't be a broker" if "cluster" in scheme_of(url) else ""
-    raise refuse_scheme(called, url, allowed + reason)
+    raise wrong_scheme(called, url, allowed + reason)

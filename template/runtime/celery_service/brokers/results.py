@@ -32,8 +32,8 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
     scheme = addresses.scheme_of(url)
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
-        raise addresses.refuse_scheme(
-            variable, url, f"{allowed}: results and dead letters need a Redis that is no cluster"
+        raise addresses.wrong_scheme(
+            variable, url, f"{allowed}: results and dead letters need a Redis that is not a cluster"
         )
     for part in url.split(";"):
         try:

@@ -25,8 +25,8 @@ def scheme_of(url: str) -> str:
     return scheme if separator else ""
 
 
-def refuse_scheme(called: str, url: str, allowed: str) -> ConfigurationError:
-    """Return the error for an address that starts with something else."""
+def wrong_scheme(called: str, url: str, allowed: str) -> ConfigurationError:
+    """Return the error for an address that starts with something that is not allowed."""
     scheme = scheme_of(url)
     shown = f"starts with {scheme[:20]!r}" if scheme else "doesn't start with a scheme"
     return ConfigurationError(f"{called} {shown}; it must start with {allowed}.")

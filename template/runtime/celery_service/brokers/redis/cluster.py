@@ -35,7 +35,8 @@ def _refuse_cluster(app: Celery) -> None:
                 client.execute_command("EVAL", "return 0", 2, *_keys(app))
             except (AskError, ClusterCrossSlotError, ClusterDownError):
                 raise ConfigurationError(
-                    f"{variable} names a node of a Redis Cluster; name a Redis that is no cluster."
+                    f"{variable} names a node of a Redis Cluster; "
+                    "name a Redis that is not a cluster."
                 ) from None
             except RedisError:
                 continue
