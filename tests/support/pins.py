@@ -92,6 +92,10 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.autoretry:add_autoretry_behaviour",
         "celery.app.base:Celery._task_from_fun",
     ),
+    "tasks.limits": (
+        "celery.worker.components:Pool.create",
+        "celery.worker.worker:WorkController.setup_defaults",
+    ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
     # It asks for time_limits, and calls on_failure.
     "tasks.request": ("celery.worker.request:create_request_cls",),
