@@ -96,7 +96,7 @@ def test_a_hard_time_limit_of_its_own_is_kept_in_a_retry(service: Service) -> No
 
 
 def test_a_hard_time_limit_of_a_message_is_kept_when_it_comes_again(service: Service, worker: Worker) -> None:
-    task = service.send("probe.work.apply_async((notes, 'a', 60), time_limit=5)")
+    task = service.send("probe.work.apply_async((notes, 'a', 60), time_limit=8)")
     service.wait_for_line("start a")
     worker.kill_child()
     assert service.result(task) == {"state": "FAILURE", "result": "SoftTimeLimitExceeded()"}

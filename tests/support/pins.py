@@ -131,10 +131,13 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.autoretry:add_autoretry_behaviour",
         "celery.app.base:Celery._task_from_fun",
     ),
-    "tasks.request": ("celery.worker.request:Request._context",),
+    "tasks.limits": (
+        "celery.worker.components:Pool.create",
+        "celery.worker.worker:WorkController.setup_defaults",
+    ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
     # It asks for time_limits, and calls on_failure.
-    "tasks.request": ("celery.worker.request:create_request_cls",),
+    "tasks.request": ("celery.worker.request:Request._context", "celery.worker.request:create_request_cls"),
 }
 
 
