@@ -13,7 +13,7 @@ from celery_service.dead_letters.story import story_of_message
 class Consumer(consumer.Consumer):
     """Makes a dead letter of each message that Celery would discard."""
 
-    def hand_back(self, **_: object) -> None:
+    def hand_back(self, *, blocked: bool) -> None:  # noqa: ARG002
         """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
         connection: Any = self.connection
         connection.close()
