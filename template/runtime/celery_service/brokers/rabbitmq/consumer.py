@@ -131,7 +131,7 @@ class Consumer(_celerys):  # type: ignore[misc]
             LookBriefly,
         )
 
-    def hand_back(self, *, blocked: bool) -> None:  # noqa: ARG002
+    def hand_back(self, *, blocked: bool) -> None:
         """Do nothing: RabbitMQ sees that the connection ends."""
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
