@@ -44,7 +44,7 @@ class Consumer(_celerys):  # type: ignore[misc]
 
         return on_task_received
 
-    def hand_back(self, **_: object) -> None:
+    def hand_back(self, *, blocked: bool) -> None:  # noqa: ARG002
         """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
         connection: Any = self.connection
         connection.close()

@@ -116,7 +116,7 @@ class Leases:
             self._channel.qos.restore_by_tag(tag, client=self._spares[blocked])
 
     def tend(self, channel: Any) -> None:
-        """Do what the thread leaves to green threads, on a channel that is open. Call this often."""
+        """Do what the thread leaves to green threads, on an open channel. Call this often."""
         self._channel = channel
         while self._unsaid:
             logger.warning(*self._unsaid.pop(0))
