@@ -153,12 +153,8 @@ class Consumer(consumer.Consumer):
             LookBriefly,
         )
 
-<<<<<<< HEAD
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
         """Do nothing: RabbitMQ puts the message into `dead_letter`."""
 
-    def hand_back(self, **_: object) -> None:
-=======
     def hand_back(self, *, blocked: bool) -> None:
->>>>>>> h-green
         """Do nothing: RabbitMQ sees that the connection ends."""
