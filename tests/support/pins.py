@@ -196,6 +196,8 @@ def missing() -> list[str]:
 
 #: What stands in the language or in libraries that promise it.
 PROMISED = {"_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"}
+#: Attributes that the pinned functions of "tasks.limits" set and read.
+PROMISED |= {"soft_time_limit"}
 
 
 def _uses() -> Iterator[tuple[str, str]]:
