@@ -38,7 +38,7 @@ def take_from_command_line(worker: Any) -> None:
     is_own = hard != conf.task_time_limit and soft == conf.task_soft_time_limit
     if hard and soft and (is_own or soft > hard):
         worker.soft_time_limit = SOFT * hard
-    conf.task_time_limit, conf.task_soft_time_limit = hard, worker.soft_time_limit
+    conf.update(task_time_limit=hard, task_soft_time_limit=worker.soft_time_limit)
 
 
 def _seconds(value: Any) -> float | None:
