@@ -234,17 +234,11 @@ def missing() -> list[str]:
 
 
 #: What stands in the language or in libraries that promise it.
-<<<<<<< HEAD
 PROMISED = {
     *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
 }
-=======
-PROMISED = {"_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"}
-#: Attributes that the pinned functions of "tasks.limits" set and read.
-PROMISED |= {"soft_time_limit"}
->>>>>>> h-tasks
 
 
 def _uses() -> Iterator[tuple[str, str]]:
