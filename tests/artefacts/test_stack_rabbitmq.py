@@ -26,6 +26,8 @@ class TestOnRabbitMQ(Promises):
         def starts() -> int:
             return stack.logs("celery").count(" ready.")
 
+        # A container is healthy before its worker is ready.
+        stack.wait_until(lambda: starts() > 0, 60, "the worker to be ready")
         before = starts()
         with watching(stack):
             with (stack.folder / stack.project.slug / "tasks" / "probe.py").open("a") as code:

@@ -68,7 +68,7 @@ WITHOUT_COMMENTS = (".json", ".typed")
 NOT_JINJA = re.compile(
     r"\$\{\{.*?\}\}"  # GitHub's expressions
     r"|\$\{#\w+\}"  # the shell's length of a variable
-    r"|\{\{ *[$.].*?\}\}"  # Go templates: Prometheus, Docker
+    r"|\{\{ *(index )?[$.].*?\}\}"  # Go templates: Prometheus, Docker
 )
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.

@@ -212,56 +212,59 @@ def test_the_rendered_folders_next_to_the_package_are_reserved(tmp_path: Path) -
 
 # --- wrong answers ------------------------------------------------------------------------------------------------
 
-EMPTY_NAME = "project_name must not be empty: a name for people, such as My Service"
-BAD_SLUG = (
-    "package_slug must be at most 40 lower-case letters, digits and underscores, a letter first, such as my_service"
-)
-BAD_EMAIL = "author_email must be empty or an address with one @ and no spaces, such as ada@example.com"
+#: What follows the name of the question.
+EMPTY_NAME = "must not be empty"
+LONG_SLUG = "must have at most 40 characters"
+BAD_SLUG = "must be a-z, 0-9 and _, a letter first, such as my_service"
+BAD_END = "must not end with an underscore"
+BAD_EMAIL = "must be empty, or have one @ and no spaces: ada@example.com"
+BAD_TEXT = "must be text that UTF-8 can hold"
+YES_OR_NO = "must be yes or no"
 
 LICENSES = ["MIT", "Apache-2.0", "BSD-3-Clause", "GPL-3.0-or-later", "Proprietary"]
 
 
 def taken(slug: str, free: str = "") -> str:
-    return (
-        f"package_slug must not be {slug}: Python, a library or this template already uses that name; "
-        f"try {free or f'{slug}_service'}"
-    )
+    return f"is taken by other code; try {free or f'{slug}_service'}"
 
 
-def refused(question: str, message: str) -> str:
-    """Return the message that Copier prints for a wrong answer: see `bad_answer` in copier.yml."""
-    assert message.startswith(question)
-    return f"'None' has no attribute {message!r}"
+def not_among(*choices: str) -> str:
+    return f"must be one of {', '.join(choices)}"
 
 
-def not_among(question: str, *choices: str) -> str:
-    return refused(question, f"{question} must be one of {', '.join(choices)}")
-
-
-WRONG = [
-    *[("project_name", name, refused("project_name", EMPTY_NAME)) for name in ("", "   ", "\t\n")],
-    *[("package_slug", name, refused("package_slug", taken(name))) for name in ("class", "match", "none", "true")],
-    *[("package_slug", name, refused("package_slug", taken(name))) for name in ("email", "redis", "runtime", "tests")],
-    ("package_slug", "celery", refused("package_slug", taken("celery", "celery_app"))),
-    ("package_slug", "celery_service", refused("package_slug", taken("celery_service", "celery_service_app"))),
+RULES = [
+    *[("project_name", name, EMPTY_NAME) for name in ("", "   ", "\t\n")],
+    *[("package_slug", name, taken(name)) for name in ("class", "match", "none", "true")],
+    *[("package_slug", name, taken(name)) for name in ("email", "redis", "runtime", "tests")],
+    ("package_slug", "celery", taken("celery", "celery_app")),
+    ("package_slug", "celery_service", taken("celery_service", "celery_service_app")),
     *[
-        ("package_slug", name, refused("package_slug", BAD_SLUG))
-        for name in ("", "MyService", "my-service", "1st", "_x", "my_service_", "mein_büro", "a.b", "x y", "x\n")
+        ("package_slug", name, BAD_SLUG)
+        for name in ("", "MyService", "my-service", "1st", "_x", "mein_büro", "a.b", "x y", "x\n", "a\ud800")
     ],
-    ("package_slug", "a" * 41, refused("package_slug", BAD_SLUG)),
+    ("package_slug", "my_service_", BAD_END),
+    ("package_slug", "a" * 41, LONG_SLUG),
     *[
-        ("author_email", address, refused("author_email", BAD_EMAIL))
+        ("author_email", address, BAD_EMAIL)
         for address in ("ada", "ada@", "@example.com", "ada lovelace@example.com", "a@b@c", " ", "ada@example.com\n")
     ],
-    ("license", "WTFPL", not_among("license", *LICENSES)),
-    ("python_version", "3.10", not_among("python_version", "3.11", "3.12", "3.13", "3.14")),
-    ("broker", "kafka", not_among("broker", "redis", "rabbitmq")),
-    ("ci", "jenkins", not_among("ci", "github", "gitlab", "none")),
-    ("include_sqlalchemy", "maybe", refused("include_sqlalchemy", "include_sqlalchemy must be yes or no")),
-    ("include_aiocache", "maybe", refused("include_aiocache", "include_aiocache must be yes or no")),
-    ("include_periodic_tasks", "maybe", refused("include_periodic_tasks", "include_periodic_tasks must be yes or no")),
-    ("include_docker", "maybe", refused("include_docker", "include_docker must be yes or no")),
+    # Half of a character that takes two in UTF-16, and how Python reads a byte that isn't UTF-8.
+    *[
+        (question, f"a@{half}", BAD_TEXT)
+        for question in ("project_name", "description", "author_name", "author_email")
+        for half in ("\ud83d", "\udc80")
+    ],
+    ("license", "WTFPL", not_among(*LICENSES)),
+    ("python_version", "3.10", not_among("3.11", "3.12", "3.13", "3.14")),
+    ("broker", "kafka", not_among("redis", "rabbitmq")),
+    ("ci", "jenkins", not_among("github", "gitlab", "none")),
+    ("include_sqlalchemy", "maybe", YES_OR_NO),
+    ("include_aiocache", "maybe", YES_OR_NO),
+    ("include_periodic_tasks", "maybe", YES_OR_NO),
+    ("include_docker", "maybe", YES_OR_NO),
 ]
+#: With what Copier makes of our sentence: see `bad_answer` in copier.yml.
+WRONG = [(question, answer, f"'None' has no attribute {f'{question} {rule}'!r}") for question, answer, rule in RULES]
 
 
 def ids_of(cases: list[tuple[str, str, str]]) -> list[str]:
@@ -305,7 +308,25 @@ def test_a_wrong_answer_ends_a_process_with_the_message_only(tmp_path: Path) -> 
     done = run_copier("copy", "--defaults", "--data=broker=kafka", release(), "project", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"{not_among('broker', 'redis', 'rabbitmq')}\n"
+    assert done.stderr == "'None' has no attribute 'broker must be one of redis, rabbitmq'\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (r'description: "Half a smile: \ud83d"', f"description {BAD_TEXT}"),
+        ("package_slug: 5", f"package_slug {BAD_SLUG}"),
+        ("author_email: 5", f"author_email {BAD_EMAIL}"),
+    ],
+)
+def test_a_wrong_answer_in_a_data_file_ends_with_the_message_and_writes_nothing(
+    line: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "answers.yml").write_text(f"{line}\n", encoding="utf-8")
+    done = call_copier("copy", "--defaults", "--data-file=answers.yml", release(), "project", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"'None' has no attribute {says!r}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.yml"]
 
 
 def test_every_answer_that_can_be_wrong_is_checked_before_copier_checks_it() -> None:
@@ -328,6 +349,34 @@ def questionnaire(tmp_path: Path) -> Iterator[Terminal]:
     command = [sys.executable, "-m", "copier", "copy", str(release()), "project"]
     with Terminal(*command, cwd=tmp_path, env=of_a_user(variables_of_copier())) as terminal:
         yield terminal
+
+
+#: Copier cuts lines off at the border of the terminal.
+COLUMNS = 60
+
+
+def test_a_narrow_terminal_shows_every_question_in_full(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "copier", "copy", str(release()), "project"]
+    with Terminal(*command, cwd=tmp_path, env=of_a_user(variables_of_copier()), columns=COLUMNS) as terminal:
+        for name, about in asked_questions().items():
+            if name != "project_name":
+                terminal.type("\r")
+            terminal.expect(about["help"])
+            for label in about.get("choices", ()):
+                terminal.expect(str(label))
+        terminal.type("\x03")
+        terminal.end()
+
+
+def test_what_a_validator_says_is_short() -> None:
+    """Copier puts 46 columns of its own before it."""
+    at_the_prompt = {rule for question, _, rule in RULES if "validator" in asked_questions()[question]}
+    assert len(at_the_prompt) > 5
+    for name in reserved_names():
+        with pytest.raises(UserMessageError) as refusal:
+            resolve({"package_slug": name})
+        at_the_prompt.add(str(refusal.value).partition("package_slug ")[2].rstrip("'"))
+    assert [rule for rule in at_the_prompt if len(rule) > COLUMNS] == []
 
 
 # The terminal gets only what changes on the screen, so each message is looked for where nothing like it stood before.
