@@ -40,7 +40,7 @@ def fail(path: str, value: str) -> None:
     note(path, ascii(value))
 
 
-@current_app.task(name="message.reject")
+@current_app.task(name="message.reject", autoretry_for=(Exception,))
 def reject(*reason: str) -> None:
-    """Reject the message."""
+    """Reject the message, which no retry can change."""
     raise Reject(*reason, requeue=False)

@@ -78,13 +78,17 @@ def test_a_task_that_has_expired_is_revoked(service: Service) -> None:
 
 
 def test_a_task_that_rejects_its_message(service: Service) -> None:
-    task = service.send("message.reject.apply_async(('no customer',), headers={'tenant': 'acme'})")
-    outcome = service.result(task)
-    assert outcome["state"] == "FAILURE"
+    options = "headers={'tenant': 'acme'}, link_error=probe.work.si(notes, 'of error')"
+    task = service.send(f"message.reject.apply_async(('no customer',), {options})")
+    assert service.result(task)["state"] == "FAILURE"
+    service.wait_for_line("end of error")
+    # What the worker has settled before this one has its dead letter.
+    service.result(service.send("message.echo.delay(0)"))
     [letter] = service.wait_for_letters()
     assert (letter["id"], letter["task"], letter["args"]) == (task, "message.reject", ["no customer"])
     assert letter["options"]["headers"] == {"tenant": "acme"}
     assert (letter["reason"], letter["error"]) == ("rejected", "Reject: no customer")
+    assert service.lines() == ["start of error", "end of error"]
 
 
 # --- text that isn't UTF-8 --------------------------------------------------------------------------------------------

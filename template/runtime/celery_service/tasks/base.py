@@ -8,6 +8,7 @@ from typing import Any
 
 import celery
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
+from celery.exceptions import Reject
 from celery.signals import worker_init
 
 from celery_service.brokers.messages import MAX_DEPTH, is_too_deep
@@ -37,7 +38,7 @@ class Task(celery.Task[..., Any]):
     retry_backoff_max = 600
     retry_jitter = True
     # What can't succeed isn't tried again, whatever `autoretry_for` names.
-    dont_autoretry_for = (InvalidArguments,)
+    dont_autoretry_for = (InvalidArguments, Reject)
 
     Request = "celery_service.tasks.request:Request"
 
