@@ -1,7 +1,6 @@
 """The story of a message: what it says, how it ended, and how to send it again."""
 
 import contextlib
-import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4

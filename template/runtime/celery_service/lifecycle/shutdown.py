@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 import time
 from typing import Any
 
