@@ -4,6 +4,10 @@ They get an `OperationalError` within 10 seconds, which names the server. Only w
 brokers/redis/backend.py is the part of it that reads results.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -49,8 +53,27 @@ class AMQP(_amqp.AMQP):  # type: ignore[misc]
         return send_task_message
 
 
+class Mailbox(_control.Mailbox):  # type: ignore[misc]
+    """Where commands are sent from. Kombu would try to send one until it succeeds."""
+
+    #: As in `task_publish_retry_policy`.
+    retry_policy: Mapping[str, Any] = MappingProxyType({})
+
+    @contextmanager
+    def producer_or_acquire(self, *args: Any, **options: Any) -> Iterator[Any]:
+        """Give what sends a command or a reply."""
+        with super().producer_or_acquire(*args, **options) as producer:
+            yield SimpleNamespace(publish=partial(producer.publish, retry_policy=self.retry_policy))
+
+
 class Control(_control.Control):  # type: ignore[misc]
     """Sends commands to workers, such as `revoke`."""
+
+    Mailbox = Mailbox
+
+    def __init__(self, app: Celery) -> None:
+        super().__init__(app)
+        self.mailbox.retry_policy = app.conf.task_publish_retry_policy
 
     def broadcast(
         self,
