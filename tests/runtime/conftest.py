@@ -67,5 +67,5 @@ def app() -> Iterator[Celery]:
 @pytest.fixture(autouse=True)
 def _kombu_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo the registration of our transport with Kombu, which a configuration for Redis makes."""
-    for name in ("redis", "rediss", "sentinel"):
+    for name in ("redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"):
         monkeypatch.setitem(TRANSPORT_ALIASES, name, TRANSPORT_ALIASES[name])

@@ -27,7 +27,7 @@ import celery_service
 TABLE = Path(__file__).parents[1] / "runtime" / "pins.txt"
 LIBRARY = Path(celery_service.__file__).parent
 #: Whose code may change without notice. The others promise what we use of them.
-PACKAGES = ("aiocache", "billiard", "celery", "kombu", "redis")
+PACKAGES = ("aiocache", "amqp", "billiard", "celery", "kombu", "redis")
 
 #: Methods that Python calls. What else begins with two underscores, each version of Python has more of.
 METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__", "__iter__", "__new__", "__reduce__"}
@@ -38,7 +38,24 @@ USED: dict[str, tuple[str, ...]] = {
     "brokers.clients": (
         "celery.app.base:Celery.amqp_cls",
         "celery.app.base:Celery.control_cls",
+        "celery.app.backends:by_name",
         "celery.loaders.base:BaseLoader.override_backends",
+        # They use nothing of a producer but `publish`.
+        "kombu.pidbox:Mailbox._publish",
+        "kombu.pidbox:Mailbox._publish_reply",
+    ),
+    "brokers.rabbitmq.transport": (
+        "amqp.channel:Channel._on_basic_return",
+        # It repeats what raises a recoverable error, and declares what isn't declared.
+        "kombu.connection:Connection.ensure",
+        "kombu.common:_maybe_declare",  # declared_entities
+    ),
+    "brokers.redis.backend": (
+        # It calls `on_interval` each second, and after each result.
+        "celery.backends.asynchronous:Drainer",
+        "celery.backends.base:Backend._ensure_retryable",
+        "celery.backends.redis:ResultConsumer",
+        "celery.loaders.base:BaseLoader.init_worker",  # worker_initialized
     ),
     "brokers.messages": (
         # What they read of a message, in the worker's main process.
