@@ -73,6 +73,9 @@ class _Shutdown:
         # Cancelled tasks see SystemExit. What is still there after half of the margin, is killed.
         self.processes = list(getattr(pool._pool, "_pool", ()))
         green.start_system_thread(self.kill, after=self.margin / 2)
+        # billiard can wait for ever for a lock of a child that was killed with it, as by a SIGTERM
+        # to the whole process group.
+        green.start_system_thread(os._exit, 0, after=self.margin)
         # A thread, since Redis may take longer than there is.
         wait = green.start_thread(self.forgive)
         if not pool.uses_semaphore and self.worker.state.active_requests:
