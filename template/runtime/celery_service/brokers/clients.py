@@ -86,7 +86,10 @@ class Control(_control.Control):  # type: ignore[misc]
         """Send a command.
 
         Raises:
-            OperationalError: The broker is away.
+            OperationalError: The broker is away. With a `connection`, it raises its errors: a
+                worker that starts tells by them that it has to wait.
         """
-        with broker_errors(connection or self.app.connection_for_write()):
+        if connection is not None:
             return super().broadcast(command, arguments, destination, connection, **options)
+        with broker_errors(self.app.connection_for_write()):
+            return super().broadcast(command, arguments, destination, **options)
