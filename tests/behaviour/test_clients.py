@@ -29,7 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 def outcome(call):
     begin, error = time.monotonic(), None
     try: value = str(call())
-    except Exception as exception: value, error = str(exception), f'{type(exception).__module__}.{type(exception).__name__}'
+    except Exception as exception:
+        value, error = str(exception), f'{type(exception).__module__}.{type(exception).__name__}'
     return [error, value, time.monotonic() - begin]
 def at_once(**calls):
     with ThreadPoolExecutor(len(calls)) as executor:
@@ -175,12 +176,17 @@ def test_a_task_that_asks_for_a_result_waits_until_redis_is_back(service: Servic
 def test_results_arrive_by_pub_sub_and_are_found_without_it(service: Service) -> None:
     with service.worker() as worker, Client(service) as client:
         worker.wait_ready()
-        no_looking = "from celery_service.brokers.redis import results\nresults.LOOK = 3600\n"
-        send = "[probe.work.delay(notes, 'a', 0.5).get(timeout=20), group(probe.work.si(notes, 'b', 0.5) for _ in 'ab')().get(timeout=20)]"
-        assert client.run(no_looking + send) == ["a", ["b", "b"]]
+        heard = client.run(
+            "from celery_service.brokers.redis import results\n"
+            "results.LOOK = 3600\n"
+            "one = probe.work.delay(notes, 'a', 0.5).get(timeout=20)\n"
+            "[one, group(probe.work.si(notes, key, 0.5) for key in 'bc')().get(timeout=20)]"
+        )
+        assert heard == ["a", ["b", "c"]]
         client.run(
-            "results.LOOK = 1\n".join([no_looking, ""])
-            + "celery.waiting = ThreadPoolExecutor(1).submit(lambda: celery.AsyncResult('unheard').get(timeout=30))"
+            "from celery_service.brokers.redis import results\n"
+            "results.LOOK = 1\n"
+            "celery.waiting = ThreadPoolExecutor(1).submit(lambda: celery.AsyncResult('unheard').get(timeout=30))"
         )
         with redis.Redis.from_url(service.redis.url) as server:
             wait_until(lambda: numbers(server), 20, "the client to listen")
@@ -239,7 +245,7 @@ def test_a_message_for_a_queue_that_was_deleted_arrives(service: Service) -> Non
         with service.worker() as worker:
             worker.wait_ready()
             found = client.run(
-                "at_once(nowhere=lambda: probe.work.apply_async((notes, 'a'), exchange='default', routing_key='nowhere'),\n"
+                "at_once(nowhere=lambda: celery.send_task('any', exchange='default', routing_key='nowhere'),\n"
                 "        later=lambda: probe.work.apply_async((notes, 'later'), countdown=1))"
             )
             assert_names(found["nowhere"], f"broker {address(service.broker)}")
@@ -258,7 +264,7 @@ def test_a_message_for_a_queue_that_was_deleted_arrives(service: Service) -> Non
     ids=["wrong password", "missing vhost"],
 )
 def test_rabbitmq_refuses_a_client(service: Service, before: str, after: str, reason: str) -> None:
-    head, middle, tail = service.broker.url.rpartition(before)
+    head, _, tail = service.broker.url.rpartition(before)
     with Client(service, CELERY_BROKER_URL=head + after + tail) as client:
         found = client.run(
             "at_once(delay=lambda: hello_world.delay(), send_task=lambda: celery.send_task('any'),\n"

@@ -66,6 +66,6 @@ def app() -> Iterator[Celery]:
 
 @pytest.fixture(autouse=True)
 def _kombu_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configuration for Redis tells Kombu to use our transport, for all of the process."""
-    for name in ("redis", "rediss", "sentinel"):
+    """A configuration tells Kombu to use our transport, for all of the process."""
+    for name in ("redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"):
         monkeypatch.setitem(TRANSPORT_ALIASES, name, TRANSPORT_ALIASES[name])

@@ -27,7 +27,7 @@ import celery_service
 TABLE = Path(__file__).parents[1] / "runtime" / "pins.txt"
 LIBRARY = Path(celery_service.__file__).parent
 #: Whose code may change without notice. The others promise what we use of them.
-PACKAGES = ("aiocache", "billiard", "celery", "kombu", "redis")
+PACKAGES = ("aiocache", "amqp", "billiard", "celery", "kombu", "redis")
 
 #: Methods that Python calls. What else begins with two underscores, each version of Python has more of.
 METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__", "__iter__", "__new__", "__reduce__"}
@@ -35,6 +35,21 @@ METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__",
 #: Module of the library → what it replaces in objects of others, what it calls by a private name, and what calls it by
 #: one: the last must go on to do so.
 USED: dict[str, tuple[str, ...]] = {
+    "brokers.clients": (
+        "celery.app.base:Celery.amqp_cls",
+        "celery.app.base:Celery.control_cls",
+        "celery.app.backends:by_name",
+        "celery.loaders.base:BaseLoader.override_backends",
+        # They use nothing of a producer but `publish`.
+        "kombu.pidbox:Mailbox._publish",
+        "kombu.pidbox:Mailbox._publish_reply",
+    ),
+    "brokers.rabbitmq.transport": (
+        "amqp.channel:Channel._on_basic_return",
+        # It repeats what raises a recoverable error, and declares what isn't declared.
+        "kombu.connection:Connection.ensure",
+        "kombu.common:_maybe_declare",  # declared_entities
+    ),
     "brokers.redis.consumer": ("celery.worker.state:active_requests",),
     "brokers.redis.lease": (
         # Its thread has connections of its own, and puts back what others haven't renewed.
@@ -45,6 +60,13 @@ USED: dict[str, tuple[str, ...]] = {
         "kombu.transport.redis:Channel.visibility_timeout",
         "kombu.transport.redis:QoS.restore_by_tag",
         "kombu.transport.redis:SentinelChannel._get_pool",
+    ),
+    "brokers.redis.results": (
+        # It calls `on_interval` each second, and after each result.
+        "celery.backends.asynchronous:Drainer",
+        "celery.backends.base:Backend._ensure_retryable",
+        "celery.backends.redis:ResultConsumer",
+        "celery.loaders.base:BaseLoader.init_worker",  # worker_initialized
     ),
     "brokers.redis.transport": (
         # Kombu's event loop: it calls _brpop_start and _brpop_read, and uses _in_poll and _brpop_sent_at.

@@ -27,6 +27,7 @@ from support.sources import (
 MOST_LINES = 300
 #: The modules that need an extra: all others can be imported without any.
 WITH_EXTRAS = {
+    "celery_service.brokers.rabbitmq.transport": {"rabbitmq"},
     "celery_service.data.backends": {"aiocache"},
     "celery_service.data.cache": {"aiocache"},
     "celery_service.data.database": {"sqlalchemy"},
@@ -37,7 +38,6 @@ WITH_EXTRAS = {
 NOT_IMPORTED = {
     "aiosqlite": "SQLAlchemy's driver for SQLite, by the name in a URL",
     "billiard": "Celery's pool of processes: declared for its bound",
-    "amqp": "Kombu's client for RabbitMQ, by the scheme of a URL",
     "psycopg": "SQLAlchemy's driver for PostgreSQL, by the name in a URL",
 }
 
