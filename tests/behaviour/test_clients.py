@@ -180,9 +180,10 @@ def test_results_arrive_by_pub_sub_and_are_found_without_it(service: Service) ->
             "from celery_service.brokers.redis import results\n"
             "results.LOOK = 3600\n"
             "one = probe.work.delay(notes, 'a', 0.5).get(timeout=20)\n"
-            "[one, group(probe.work.si(notes, key, 0.5) for key in 'bc')().get(timeout=20)]"
+            "some = group(probe.work.si(notes, key, 0.5) for key in 'bc')\n"
+            "[one, some().get(timeout=20), chord(some)(probe.work.si(notes, 'd', 0.5)).get(timeout=20)]"
         )
-        assert heard == ["a", ["b", "c"]]
+        assert heard == ["a", ["b", "c"], "d"]
         client.run(
             "from celery_service.brokers.redis import results\n"
             "results.LOOK = 1\n"
@@ -242,15 +243,19 @@ def test_a_message_for_a_queue_that_was_deleted_arrives(service: Service) -> Non
         channel.queue_delete("reports")
         channel.exchange_delete("reports")
 
+        channel.exchange_declare("everyone", "fanout", durable=True, auto_delete=False)
         with service.worker() as worker:
             worker.wait_ready()
             found = client.run(
-                "at_once(nowhere=lambda: celery.send_task('any', exchange='default', routing_key='nowhere'),\n"
+                "from kombu.common import Broadcast\n"
+                "at_once(broadcast=lambda: celery.send_task('any', queue=Broadcast('everyone')),\n"
+                "        nowhere=lambda: celery.send_task('any', exchange='default', routing_key='nowhere'),\n"
                 "        later=lambda: probe.work.apply_async((notes, 'later'), countdown=1))"
             )
             assert_names(found["nowhere"], f"broker {address(service.broker)}")
             assert "no queue takes messages for 'nowhere' of exchange 'default'" in found["nowhere"][1]
             assert found["later"][0] is None
+            assert found["broadcast"][0] is None  # which may be for nobody
             service.wait_for_line("end later")
 
 
