@@ -30,8 +30,7 @@ def outcome(call):
     begin, error = time.monotonic(), None
     try: value = str(call())
     except Exception as exception:
-        value, kind = str(exception), type(exception)
-        error = f'{kind.__module__}.{kind.__name__}'
+        value, error = str(exception), f'{type(exception).__module__}.{type(exception).__name__}'
     return [error, value, time.monotonic() - begin]
 def at_once(**calls):
     with ThreadPoolExecutor(len(calls)) as executor:
@@ -177,15 +176,18 @@ def test_a_task_that_asks_for_a_result_waits_until_redis_is_back(service: Servic
 def test_results_arrive_by_pub_sub_and_are_found_without_it(service: Service) -> None:
     with service.worker() as worker, Client(service) as client:
         worker.wait_ready()
-        no_looking = "from celery_service.brokers.redis import backend\nbackend.LOOK = 3600\n"
-        send = (
-            "both = group(probe.work.si(notes, 'b', 0.5) for _ in 'ab')\n"
-            "[probe.work.delay(notes, 'a', 0.5).get(timeout=20), both().get(timeout=20)]"
+        heard = client.run(
+            "from celery_service.brokers.redis import backend\n"
+            "backend.LOOK = 3600\n"
+            "one = probe.work.delay(notes, 'a', 0.5).get(timeout=20)\n"
+            "some = group(probe.work.si(notes, key, 0.5) for key in 'bc')\n"
+            "[one, some().get(timeout=20), chord(some)(probe.work.si(notes, 'd', 0.5)).get(timeout=20)]"
         )
-        assert client.run(no_looking + send) == ["a", ["b", "b"]]
+        assert heard == ["a", ["b", "c"], "d"]
         client.run(
-            "backend.LOOK = 1\n".join([no_looking, ""])
-            + "celery.waiting = ThreadPoolExecutor(1).submit(lambda: celery.AsyncResult('unheard').get(timeout=30))"
+            "from celery_service.brokers.redis import backend\n"
+            "backend.LOOK = 1\n"
+            "celery.waiting = ThreadPoolExecutor(1).submit(lambda: celery.AsyncResult('unheard').get(timeout=30))"
         )
         with redis.Redis.from_url(service.redis.url) as server:
             wait_until(lambda: numbers(server), 20, "the client to listen")
@@ -241,16 +243,19 @@ def test_a_message_for_a_queue_that_was_deleted_arrives(service: Service) -> Non
         channel.queue_delete("reports")
         channel.exchange_delete("reports")
 
+        channel.exchange_declare("everyone", "fanout", durable=True, auto_delete=False)
         with service.worker() as worker:
             worker.wait_ready()
             found = client.run(
-                "nowhere = {'exchange': 'default', 'routing_key': 'nowhere'}\n"
-                "at_once(nowhere=lambda: probe.work.apply_async((notes, 'a'), **nowhere),\n"
+                "from kombu.common import Broadcast\n"
+                "at_once(broadcast=lambda: celery.send_task('any', queue=Broadcast('everyone')),\n"
+                "        nowhere=lambda: celery.send_task('any', exchange='default', routing_key='nowhere'),\n"
                 "        later=lambda: probe.work.apply_async((notes, 'later'), countdown=1))"
             )
             assert_names(found["nowhere"], f"broker {address(service.broker)}")
             assert "no queue takes messages for 'nowhere' of exchange 'default'" in found["nowhere"][1]
             assert found["later"][0] is None
+            assert found["broadcast"][0] is None  # which may be for nobody
             service.wait_for_line("end later")
 
 

@@ -43,14 +43,15 @@ DEFAULTS: dict[str, object] = {
     "worker_max_tasks_per_child": 1000,
     # --- results ---
     # Redis is away when a task ends: wait and store the result. By default, finished work is then
-    # called a failure. Which errors pass, data/results.py tells.
+    # called a failure. Which errors pass, data/results.py tells. Clients don't wait: see
+    # brokers/redis/backend.py.
     "result_backend_always_retry": True,
     # And look every other second whether it is back, not every ten.
     "result_backend_max_sleep_between_retries_ms": 2000,
     # Results are for those who wait for them; a day later nobody does.
     "result_expires": 86400.0,
     "result_backend_transport_options": {
-        # Whoever sends a task waits for the result store too. By default that takes 20 tries.
+        # Whoever sends a chord writes to the result store too. By default that takes 20 tries.
         "retry_policy": {
             "max_retries": 1,
             "interval_start": 0.1,
