@@ -157,9 +157,12 @@ class Leases:
                     self._renew(lease)
             except Exception:  # whatever it is, others hold their leases only with us
                 pause = min(pause, RETRY)
-            until = time.monotonic() + pause
-            while not self.closed and (left := until - time.monotonic()) > 0:
-                time.sleep(min(left, STEP))
+            self._sleep(pause)
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.closed and time.monotonic() < until:
+            time.sleep(min(seconds, STEP))
 
     def _renew(self, lease: float) -> None:
         # What is on its way may have come, and wait for an event loop that is busy.
