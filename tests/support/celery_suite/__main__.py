@@ -4,9 +4,9 @@
     make celery-suite ARGS='--broker redis -k test_chord'
 
 They come from the source distribution of the Celery that the project has: its package index has it. The project's
-own worker runs their tasks, and its own `celery.py` makes the app of each test: adapter.py. What fails is compared with
-expected.toml, which has a reason for each difference. The exit status is 1 when a test fails that isn't named there, or
-passes although it is.
+own worker runs their tasks, and its own `celery.py` makes the app of each test: adapter.py. Tests that look into their
+worker get one in their own process. What fails is compared with expected.toml, which has a reason for each difference.
+The exit status is 1 when a test fails that isn't named there, or passes although it is.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from support import environment
 from support.project import KEPT, InstalledProject, Worker, kept_project, run_python
@@ -32,6 +33,8 @@ BROKERS = ("redis", "rabbitmq")
 SUITE = ("t/integration/test_canvas.py", "t/integration/test_tasks.py")
 #: What the tests need besides the project. They bring their own marks for repetitions, which are left out.
 PACKAGES = ("pytest>=9", "pytest-timeout")
+#: What has a test start its worker itself. Some tests read its log, of which it has errors only by default.
+IN_PROCESS = {"SUITE_IN_PROCESS": "yes", "WORKER_LOGLEVEL": "info"}
 TASK_MODULES = ("celery.contrib.testing.tasks", "t.integration.tasks")
 
 
@@ -46,7 +49,10 @@ def main() -> int:
     for broker in options.broker:
         outcomes = _run(project, root, broker, folder / broker, arguments)
         differs |= _compare(broker, outcomes)
-    print(f"The logs are in {folder}")
+    if differs:
+        print(f"The logs are in {folder}")
+    else:
+        shutil.rmtree(folder)
     return int(differs)
 
 
@@ -96,16 +102,22 @@ def _run(project: InstalledProject, root: Path, broker: str, folder: Path, argum
         redis = stack.enter_context(start_redis(folder / "redis"))
         server = redis if broker == "redis" else stack.enter_context(start_rabbitmq(folder / "rabbitmq"))
         variables = _variables(project, root, server, redis, folder)
-        log = folder / "worker.log"
-        worker = stack.enter_context(Worker(project, env=variables, log=log, arguments=["--concurrency=1", "-E"]))
-        worker.wait_ready()
-        # A test that fails is repeated, as Celery's own pipeline does: some depend on the time that something takes.
-        outcomes: dict[str, str] = {}
-        for repetition in ([], ["--last-failed", "--last-failed-no-failures=none"]):
-            command = [project.program("pytest"), *SUITE, *repetition, *arguments]
-            subprocess.run(command, cwd=root, env=environment.of_a_user(variables), check=False)
-            outcomes |= json.loads(Path(variables["SUITE_OUTCOMES"]).read_text(encoding="utf-8"))
+        inside = [f"t/integration/{name}" for name in _table()["in_process"]]
+        others = [argument for name in inside for argument in ("--deselect", name)]
+        with Worker(project, env=variables, log=folder / "worker.log", arguments=["--concurrency=1", "-E"]) as worker:
+            worker.wait_ready()
+            outcomes = _pytest(project, root, variables, *SUITE, *others, *arguments)
+        return outcomes | _pytest(project, root, variables | IN_PROCESS, *inside, *arguments)
+
+
+def _pytest(project: InstalledProject, root: Path, variables: Mapping[str, str], *arguments: str) -> dict[str, str]:
+    """Run some tests, and those that have failed once more, as Celery does: some are a matter of time."""
+    outcomes: dict[str, str] = {}
     shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
+    for repetition in ([], ["--last-failed", "--last-failed-no-failures=none"]):
+        command = [project.program("pytest"), *repetition, *arguments]
+        subprocess.run(command, cwd=root, env=environment.of_a_user(variables), check=False)
+        outcomes |= json.loads(Path(variables["SUITE_OUTCOMES"]).read_text(encoding="utf-8"))
     return outcomes
 
 
@@ -152,13 +164,16 @@ def _compare(broker: str, outcomes: Mapping[str, str]) -> bool:
 
 def _expected(broker: str) -> list[tuple[str, str]]:
     """Give the patterns of the tests that fail on this broker, each with the reason."""
-    table = tomllib.loads((HERE / "expected.toml").read_text(encoding="utf-8"))
     return [
         (pattern, difference["reason"])
-        for difference in table["difference"]
+        for difference in _table()["difference"]
         if broker in difference.get("brokers", BROKERS)
         for pattern in difference["tests"]
     ]
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads((HERE / "expected.toml").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What Celery's integration tests use in place of their own app and worker.
 
 This is copied beside them as `t/integration/ours.py`, and the end of their `conftest.py` imports everything from it.
-So it runs in the environment of a generated project, whose own worker runs the tasks.
+So it runs in the environment of a generated project.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.contrib.testing.worker import start_worker
 
 #: What ends as what: a test has failed when any part of it has.
 _outcomes: dict[str, set[str]] = defaultdict(set)
@@ -41,8 +42,15 @@ def celery_app(celery_session_app: Celery) -> Iterator[Celery]:  # noqa: ARG001
 
 
 @pytest.fixture(scope="session")
-def celery_session_worker() -> None:
-    """The worker is a process of its own, and runs already."""
+def celery_session_worker(celery_session_app: Celery) -> Iterator[None]:
+    """The worker is a process of its own, and runs already, unless the tests look into it."""
+    if "SUITE_IN_PROCESS" not in os.environ:
+        yield
+        return
+    for module in celery_session_app.conf.include:
+        celery_session_app.loader.import_task_module(module)
+    with start_worker(celery_session_app, pool="prefork"):
+        yield
 
 
 @pytest.fixture(autouse=True)
