@@ -14,7 +14,7 @@ LIBRARY := --line-length=100 template/runtime/celery_service
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(NEEDS_UV) ## Scaffold a project into a temporary folder, run a task on its worker, clean up
@@ -38,6 +38,10 @@ bench: $(NEEDS_UV) ## Measure speed and memory: make bench ARGS='--seconds 5', A
 .PHONY: chaos
 chaos: $(NEEDS_UV) ## Kill, freeze and fill everything while thousands of tasks run; write docs/reliability.md
 	PYTHONPATH=tests $(UV) run python -m support.chaos $(ARGS)
+
+.PHONY: celery-suite
+celery-suite: $(NEEDS_UV) ## Run Celery's own tests of canvases and tasks against a project, on both brokers, in half an hour
+	PYTHONPATH=tests $(UV) run python -m support.celery_suite $(ARGS)
 
 .PHONY: lint
 lint: $(NEEDS_UV) ## Check the style and the types of the tests and scripts

@@ -57,7 +57,7 @@ def start(
     workers = {
         name: stack.enter_context(
             service.worker(
-                *(name, f"--pool={pool}", f"--concurrency={concurrency}", "-Q", name),
+                *(name, f"--pool={pool}", f"--concurrency={concurrency}", "-Q", name, "-E"),
                 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT=str(grace),
                 HEALTH_DIR=str(service.folder / f"health-{name}"),
             )

@@ -82,6 +82,7 @@ USED: dict[str, tuple[str, ...]] = {
         "kombu.transport.redis:QoS.restore_by_tag",
     ),
     "brokers.rabbitmq.consumer": (
+        "celery.events.dispatcher:EventDispatcher.send",  # mutex
         "celery.worker.consumer.events:Events.start",  # event_dispatcher
         "celery.worker.loops:_quick_drain",
         "celery.worker.loops:synloop",

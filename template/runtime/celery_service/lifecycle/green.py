@@ -21,6 +21,9 @@ POOLS = ("gevent", "eventlet")
 #: More connections than a worker has tasks. redis-py would allow 100.
 NO_LIMIT = 1_000_000
 
+#: What waits until a thread has ended, for so many seconds at most.
+Wait = Callable[[float], None]
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,12 +65,28 @@ def pool_of(worker: Any) -> str:
     return str(pool).rpartition(".")[2].partition(":")[0]
 
 
-def start_thread(function: Callable[..., object], *args: object) -> Callable[[float], None]:
-    """Start a thread, green if threads are, without waiting for it: in signal handlers, too.
+def start_thread(function: Callable[..., object], *args: object) -> Wait:
+    """Start a thread, green if threads are, without waiting for it: in signal handlers, too."""
+    return _start(_thread.start_new_thread, function, args)
 
-    Returns:
-        What waits until the function has ended, for so many seconds at most.
-    """
+
+def start_system_thread(function: Callable[..., object], *args: object, after: float = 0.0) -> Wait:
+    """Start a thread of the system, which calls the function `after` so many seconds."""
+    sleep, start_new_thread = _original("time", "sleep"), _original("_thread", "start_new_thread")
+
+    def run() -> None:
+        sleep(after)
+        function(*args)
+        if detect_environment() == "gevent":
+            # Each thread that has used sockets has a hub, which mustn't outlive the interpreter.
+            importlib.import_module("gevent").get_hub().destroy()
+
+    return _start(start_new_thread, run, ())
+
+
+def _start(
+    start_new_thread: Callable[..., object], function: Callable[..., object], args: Any
+) -> Wait:
     ended = False
 
     def run() -> None:
@@ -82,19 +101,8 @@ def start_thread(function: Callable[..., object], *args: object) -> Callable[[fl
         while not ended and time.monotonic() < until:
             time.sleep(0.01)
 
-    _thread.start_new_thread(run, ())
+    start_new_thread(run, ())
     return wait
-
-
-def start_system_thread(function: Callable[..., object], *args: object, after: float = 0.0) -> None:
-    """Start a thread of the system, which calls the function `after` so many seconds."""
-    sleep = _original("time", "sleep")
-
-    def run() -> None:
-        sleep(after)
-        function(*args)
-
-    _original("_thread", "start_new_thread")(run, ())
 
 
 def _original(module: str, name: str) -> Any:

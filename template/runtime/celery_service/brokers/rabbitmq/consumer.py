@@ -117,10 +117,11 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
 
 
 class LookBriefly(bootsteps.StartStopStep):
-    """Look only for a moment at the connection for events, which only brings heartbeats.
+    """Look only for a moment at the connection for events, and only when nobody else does.
 
-    In a pool without an event loop, such as gevent, Celery does so after each message, and for 0.1
-    seconds: no worker would start more than ten tasks a second.
+    In a pool without an event loop, such as gevent, Celery looks for a heartbeat there after each
+    message, and for 0.1 seconds: no worker would start more than ten tasks a second. And it takes
+    the confirmation that who sends an event waits for, for ever and with a lock.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
@@ -131,9 +132,17 @@ class LookBriefly(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """Change the connection, at start and after each reconnection."""
-        connection = parent.event_dispatcher.connection
-        drain = connection.drain_events
-        connection.drain_events = lambda **_: drain(timeout=MOMENT)
+        dispatcher = parent.event_dispatcher
+        drain = dispatcher.connection.drain_events
+
+        def look(**_: object) -> None:
+            if dispatcher.mutex.acquire(blocking=False):
+                try:
+                    drain(timeout=MOMENT)
+                finally:
+                    dispatcher.mutex.release()
+
+        dispatcher.connection.drain_events = look
 
 
 _celerys: Any = celery.worker.consumer.Consumer

@@ -24,7 +24,12 @@ class Consumer(consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        leases.holder = self.hostname
+        leases.holder, leases.closed = self.hostname, False
+
+    def shutdown(self) -> None:
+        """Renew nothing any more, when all tasks have ended."""
+        super().shutdown()
+        leases.stop()
 
     def hand_back(self, *, blocked: bool) -> None:
         """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""

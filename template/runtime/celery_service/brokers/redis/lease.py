@@ -40,6 +40,9 @@ PREFIX = "leased/"
 KOMBUS_TIMEOUT = float(Channel.visibility_timeout)
 #: Seconds until the next attempt, when Redis couldn't be reached.
 RETRY = 1.0
+#: How long the thread may take to notice that the worker ends, and how long the worker waits for
+#: that, in seconds.
+STEP, STOP = 0.25, 3.0
 #: How many messages are put back at a time: in between, the own leases are renewed.
 BATCH = 100
 #: A lease that is longer than so many seconds deserves a word.
@@ -57,12 +60,13 @@ class Leases:
         #: What Redis couldn't be told yet, by delivery tag: on the next connection it is.
         self.untold: dict[str, str] = {}
         self._held: dict[str, str] = {}
-        #: Whether everything was given back, and nothing may be fetched any more.
+        #: Whether nothing may be fetched any more: the worker has ended, or given everything back.
         self.closed = False
         self._on_its_way = ""
         self._channel: Any = None
         self._client: Any = None
         self._spares: tuple[Any, ...] = ()
+        self._wait: green.Wait | None = None
         self._process = 0
         # By Redis's clock: when the own leases were renewed last, and since when without a gap.
         self._renewed = 0.0
@@ -80,7 +84,7 @@ class Leases:
             self._client = _client_of(channel)
             if green.is_green():
                 self._spares = (_client_of(channel), _client_of(channel))
-            green.start_system_thread(self._keep_renewing)
+            self._wait = green.start_system_thread(self._keep_renewing)
         holder = self.holder or f"{socket.gethostname()}:{os.getpid()}"
         lease = math.ceil(channel.visibility_timeout)
         self._on_its_way = f"{PREFIX}{lease}/{holder}/{uuid4()}"
@@ -103,6 +107,12 @@ class Leases:
                 "This process was frozen or cut off from Redis, or Redis lost its data.",
                 *(len(known), ", ".join(known[:10])),
             )
+
+    def stop(self) -> None:
+        """Have no more fetched, and nothing renewed."""
+        self.closed, self._process = True, 0
+        if self._wait and green.is_green():
+            self._wait(STOP)  # the interpreter crashes when it ends first
 
     def give_back(self, *, blocked: bool) -> None:
         """Give back what is held or on its way, to be fetched next, and have no more fetched.
@@ -139,7 +149,7 @@ class Leases:
                 "It may be shorter than a task, since workers renew it; the default is 60.",
                 lease,
             )
-        while True:
+        while not self.closed:
             pause = lease / 4
             try:
                 self._renew(lease)
@@ -147,7 +157,12 @@ class Leases:
                     self._renew(lease)
             except Exception:  # whatever it is, others hold their leases only with us
                 pause = min(pause, RETRY)
-            time.sleep(pause)
+            self._sleep(pause)
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.closed and time.monotonic() < until:
+            time.sleep(min(seconds, STEP))
 
     def _renew(self, lease: float) -> None:
         # What is on its way may have come, and wait for an event loop that is busy.
