@@ -1,10 +1,12 @@
 """Tasks that the behaviour tests add to a rendered project: none of them is async, so green pools run them all."""
 
+import asyncio
 import ctypes
 import time
 from pathlib import Path
 
 from celery import current_app
+from celery_service.tasks import loop
 from celery_service.tasks.once import once
 
 
@@ -53,6 +55,12 @@ def do_once(path: str, key: str, seconds: float) -> str:
 def fail(key: str) -> None:
     """Fail."""
     raise RuntimeError(f"no {key}")
+
+
+@current_app.task(name="green.loop")
+def run_loop() -> None:
+    """Use an event loop, as `.sync` of a cache does."""
+    loop.run(asyncio.sleep(0))
 
 
 @current_app.task(name="green.hang", time_limit=1, soft_time_limit=0.5)

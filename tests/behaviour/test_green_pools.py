@@ -163,6 +163,15 @@ def test_time_limits(service: Service, busy: Mapping[str, Worker]) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.usefixtures("busy")
+def test_a_task_that_needs_an_event_loop_fails(service: Service, pool: str) -> None:
+    """Green threads share the thread of the system that a loop runs in. Async tasks stop the worker: test_start.py."""
+    outcome = service.result(send(service, "run_loop", queue=pool))
+    assert outcome["state"] == "FAILURE"
+    assert "no event loop runs with gevent or eventlet" in outcome["result"]
+
+
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_pool_that_celery_notices_too_late_is_refused(service: Service, pool: str) -> None:
     command = ["celery", "-A", f"{service.project.slug}.celery", "worker", f"-P{pool}"]
     done = run_command(service.project, command, service.variables, output=service.folder / f"late-{pool}")

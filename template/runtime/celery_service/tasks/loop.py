@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import worker_process_shutdown, worker_shutdown
 
+from celery_service.lifecycle import green
+
 T = TypeVar("T")
 
 # By the identifier of the thread. A new thread may get that of one that has ended, and its runner.
@@ -33,8 +35,10 @@ def run(coroutine: Coroutine[Any, Any, T], soft_time_limit: float | None = None)
     Raises:
         SoftTimeLimitExceeded: The soft time limit has passed: the coroutine was cancelled, and its
             `finally` blocks ran.
-        RuntimeError: This thread has a running loop already, or the coroutine was cancelled.
+        RuntimeError: This thread has a running loop already, or is green, or the coroutine was
+            cancelled.
     """
+    _refuse_in_green_threads(coroutine)
     _refuse_in_a_running_loop(coroutine)
     loop = _runners.setdefault(threading.get_ident(), asyncio.Runner()).get_loop()
     task = loop.create_task(coroutine)
@@ -72,6 +76,16 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def _refuse_in_green_threads(coroutine: Coroutine[Any, Any, object]) -> None:
+    # They all run in one thread of the system, which has one running loop.
+    if green.is_green():
+        coroutine.close()
+        raise RuntimeError(
+            "no event loop runs with gevent or eventlet: async code and `.sync` of a cache need "
+            "--pool=prefork, threads or solo"
+        )
 
 
 def _refuse_in_a_running_loop(coroutine: Coroutine[Any, Any, object]) -> None:
