@@ -116,7 +116,10 @@ def _pytest(project: InstalledProject, root: Path, variables: Mapping[str, str],
     shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
     for repetition in ([], ["--last-failed", "--last-failed-no-failures=none"]):
         command = [project.program("pytest"), *repetition, *arguments]
-        subprocess.run(command, cwd=root, env=environment.of_a_user(variables), check=False)
+        Path(variables["SUITE_OUTCOMES"]).unlink(missing_ok=True)
+        ended = subprocess.run(command, cwd=root, env=environment.of_a_user(variables), check=False)
+        if not Path(variables["SUITE_OUTCOMES"]).exists():
+            raise RuntimeError(f"pytest ended with status {ended.returncode} before its last test")
         outcomes |= json.loads(Path(variables["SUITE_OUTCOMES"]).read_text(encoding="utf-8"))
     return outcomes
 

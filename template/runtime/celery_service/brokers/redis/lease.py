@@ -14,6 +14,7 @@ four times in its span, and puts back what others haven't renewed. These rules m
 A worker that is frozen or cut off for longer than a lease loses what it holds: it runs twice.
 """
 
+import contextlib
 import math
 import os
 import socket
@@ -132,7 +133,8 @@ class Leases:
             logger.warning(*self._unsaid.pop(0))
         if self._tended != self._renewed:
             self._tended = self._renewed
-            with channel.conn_or_acquire() as client:
+            # When Redis can't do it, the loop notices by itself.
+            with contextlib.suppress(Exception), channel.conn_or_acquire() as client:
                 self._take_over(float(channel.visibility_timeout), client)
 
     def _warn(self, *line: object) -> None:
@@ -157,9 +159,9 @@ class Leases:
                     self._renew(lease)
             except Exception:  # whatever it is, others hold their leases only with us
                 pause = min(pause, RETRY)
-            self._sleep(pause)
+            self._pause(pause)
 
-    def _sleep(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self.closed and time.monotonic() < until:
             time.sleep(min(seconds, STEP))
