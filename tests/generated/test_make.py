@@ -173,7 +173,7 @@ def test_a_broker_that_is_named_anywhere_is_used(project: Project, make: Make, f
     status, printed = make("call")
     assert status != 0
     assert len(printed) == 1
-    assert re.match("CELERY_BROKER_URL starts with '1?sqs'", printed[0])
+    assert re.match(r"(CELERY_BROKER_URL|broker_url in )\S* starts with '1?sqs'", printed[0])
 
 
 def test_an_empty_variable_names_no_broker(project: Project, make: Make) -> None:
