@@ -46,6 +46,7 @@ class _Shutdown:
         self.margin = min(MARGIN, self.grace / 2)
         self.counting = self.handing_back = False
         self.processes: list[Any] = []
+        self.handed_back: list[Any] = []
         # Celery would sleep here for the whole timeout, even when the last task has long ended.
         worker.wait_for_soft_shutdown = self.before_cold_shutdown
         worker_shutting_down.connect(self.on_signal, weak=False)
@@ -66,6 +67,9 @@ class _Shutdown:
     def before_cold_shutdown(self) -> None:
         """Make sure that it ends; Celery then cancels what runs, and closes its connection."""
         self.handing_back = True
+        # Now: Celery forgets them while it cancels.
+        requests = list(self.worker.state.requests.values())
+        self.handed_back = [each for each in requests if not each.acknowledged]
         if green.is_green():
             self.leave_green_threads()
             return
@@ -74,8 +78,8 @@ class _Shutdown:
         self.processes = list(getattr(pool._pool, "_pool", ()))
         green.start_system_thread(self.kill, after=self.margin / 2)
         # billiard can wait for ever for a lock of a child that was killed with it, as by a SIGTERM
-        # to the whole process group.
-        green.start_system_thread(os._exit, 0, after=self.margin)
+        # to the whole process group. By then the messages are back with the broker.
+        green.start_system_thread(os._exit, 0, after=self.margin + MARGIN)
         # A thread, since Redis may take longer than there is.
         wait = green.start_thread(self.forgive)
         if not pool.uses_semaphore and self.worker.state.active_requests:
@@ -92,8 +96,7 @@ class _Shutdown:
         # Imported here: publishers don't need it.
         from celery_service.dead_letters import poison
 
-        requests = list(self.worker.state.requests.values())
-        poison.forgive(self.worker.app, [each for each in requests if not each.acknowledged])
+        poison.forgive(self.worker.app, self.handed_back)
 
     def leave_green_threads(self) -> None:
         """End without Celery, which would wait here, and acknowledge the tasks that it cancels."""
