@@ -18,6 +18,13 @@ from typing import Self
 CTRL_C = "\x03"
 
 
+def _like_a_shell() -> None:
+    # Ctrl-C is a signal to all processes whose controlling terminal this is.
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Tests that run in the background inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """Runs a command, with these variables and no others, until the end of the block."""
 
@@ -33,8 +40,7 @@ class Terminal:
             stdout=follower,
             stderr=follower,
             start_new_session=True,
-            # Ctrl-C is a signal to all processes whose controlling terminal this is.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_like_a_shell,
         )
         os.close(follower)
         self.shown = ""
