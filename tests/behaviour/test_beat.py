@@ -15,7 +15,7 @@ def test_beat_sends_hello_world_and_a_worker_runs_it(project: InstalledProject, 
             Worker(project, env=service.variables, log=log, command="beat", arguments=schedule) as beat,
         ):
             beat.wait_for("Sending due task Test Task", 40)
-            worker.wait_for("\nHello World!\n", 10)
+            worker.wait_for("\nHello World!\n", 30)
 
 
 def test_an_invalid_schedule_stops_beat(project: InstalledProject, tmp_path: Path) -> None:

@@ -209,16 +209,16 @@ def test_thousands_of_operations_leave_one_connection_and_a_stop_none(
         assert after["files"] == before["files"]
         assert after["missing"] == 0
         assert len(connections(server)) == 1
-    wait_until(lambda: not connections(server), 5, "closed connections")
+    wait_until(lambda: not connections(server), 30, "closed connections")
 
 
 def test_a_child_that_is_replaced_closes_its_connection(service: Service, server: Server) -> None:
     with service.worker("worker", *pool("prefork", 1), CELERY_WORKER_MAX_TASKS_PER_CHILD="2"):
         call(service, "[run(cached.put.delay('a', i)) for i in range(6)]")
-        wait_until(lambda: len(connections(server)) <= 1, 5, "one connection at most")
+        wait_until(lambda: len(connections(server)) <= 1, 30, "one connection at most")
         with redis_client.Redis.from_url(server.url) as client:
             assert client.info("stats")["total_connections_received"] >= 3
-    wait_until(lambda: not connections(server), 5, "closed connections")
+    wait_until(lambda: not connections(server), 30, "closed connections")
 
 
 # --- setting up connects to nothing -----------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def watched(database: Database) -> Iterator[list[int]]:
 
 
 def all_are_closed(database: Database) -> None:
-    wait_until(lambda: database.connections() == 0, 5, "all connections to be closed")
+    wait_until(lambda: database.connections() == 0, 30, "all connections to be closed")
 
 
 # --- it works ---------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_soft_time_limit_rolls_back_and_keeps_the_connection(service: Service,
         assert call(service, "database.count.delay(0).get(timeout=30)") == 1
         statements = "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and state = 'active'"
         # This question holds the words it looks for.
-        wait_until(lambda: postgres.ask(statements) == 1, 5, "the statement to be called off")
+        wait_until(lambda: postgres.ask(statements) == 1, 30, "the statement to be called off")
     assert postgres.written() == (1, 1)
 
 

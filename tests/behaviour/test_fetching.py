@@ -24,7 +24,7 @@ def test_a_message_of_a_plain_celery_app_runs(service: Service) -> None:
     with service.worker() as worker, celery.Celery(broker=service.redis.url) as other:
         worker.wait_ready()
         other.send_task("probe.work", [str(service.notes), "foreign"], queue="default")
-        service.wait_for_line("end foreign", 5)
+        service.wait_for_line("end foreign", 30)
 
 
 def test_plain_celery_workers_take_over_messages_of_our_workers(service: Service) -> None:
@@ -42,7 +42,7 @@ def test_plain_celery_workers_take_over_messages_of_our_workers(service: Service
             channel.qos.restore_visible()
             return channel.basic_get("default")
 
-        assert wait_until(restored, 10, "the message to be back in its queue").headers["task"] == "probe.work"
+        assert wait_until(restored, 30, "the message to be back in its queue").headers["task"] == "probe.work"
 
 
 def test_a_task_that_runs_while_the_connection_breaks_runs_once(service: Service) -> None:
@@ -52,7 +52,7 @@ def test_a_task_that_runs_while_the_connection_breaks_runs_once(service: Service
         service.wait_for_line("start a")
         service.redis.restart()
         assert service.result(task) == {"state": "SUCCESS", "result": "a"}
-        wait_until(lambda: not held(service), 10, "the task to be acknowledged")
+        wait_until(lambda: not held(service), 30, "the task to be acknowledged")
         service.result(service.send("probe.work.delay(notes, 'b')"))
     assert service.lines() == ["start a", "end a", "start b", "end b"]
 
@@ -62,7 +62,7 @@ def test_messages_of_tasks_that_have_not_started_are_returned_when_the_connectio
     with service.worker() as worker:
         worker.wait_ready()
         service.send("probe.work.apply_async((notes, 'later'), countdown=5)")
-        wait_until(lambda: held(service) == 1, 10, "the worker to have the message")
+        wait_until(lambda: held(service) == 1, 30, "the worker to have the message")
         service.redis.restart()
         worker.wait_for("Connection to broker lost", 20)
         service.wait_for_line("end later", 30)
@@ -81,7 +81,7 @@ def test_a_worker_waits_while_redis_refuses_writes(service: Service) -> None:
         worker.wait_for("Redis hands out messages again", 20)
         assert service.result(running) == {"state": "SUCCESS", "result": "a"}
         assert service.result(service.send("probe.work.delay(notes, 'b')")) == {"state": "SUCCESS", "result": "b"}
-        wait_until(lambda: not held(service), 10, "both to be acknowledged")
+        wait_until(lambda: not held(service), 30, "both to be acknowledged")
         assert worker.process.poll() is None
     assert service.lines() == ["start a", "end a", "start b", "end b"]
 

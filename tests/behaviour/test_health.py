@@ -100,7 +100,7 @@ def test_a_busy_worker_is_alive_and_a_stopping_worker_is_not_ready(service: Serv
         busy.append(watched)
     stopping = busy.pop()
     stopping.worker.send(signal.SIGTERM)
-    stopping.probe.wait("ready", STOPPING, 10)
+    stopping.probe.wait("ready", STOPPING, 30)
 
     def look() -> bool:
         assert {each.probe.ask("ready") for each in busy} == {"ready"}
@@ -111,7 +111,7 @@ def test_a_busy_worker_is_alive_and_a_stopping_worker_is_not_ready(service: Serv
 
     wait_until(look, LONGER + 30, "the task of the worker that stops", longest_pause_seconds=PAUSE)
     assert stopping.worker.wait() == 0
-    stopping.probe.wait("live", GONE.format("worker"), 1)
+    stopping.probe.wait("live", GONE.format("worker"), 10)
     for each in busy:
         each.end()
 
@@ -172,7 +172,7 @@ def test_the_probe_fails_if_one_of_several_workers_hangs(service: Service) -> No
     stuck = Watched.ready(service, "stuck") if service.broker is service.redis else None
     if stuck:
         service.send("probe.stuck.delay()")
-        stuck.worker.wait_for("probe.stuck.* received|Task probe.stuck", 10)
+        stuck.worker.wait_for("probe.stuck.* received|Task probe.stuck", 30)
     well = Watched.ready(service, "well")
     frozen = Watched(service, "frozen", folder="well")
     frozen.worker.wait_ready()

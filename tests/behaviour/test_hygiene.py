@@ -21,7 +21,7 @@ def test_processes_are_replaced(service: Service, tasks: int, variables: dict[st
         worker.wait_ready()
         before = worker.children()
         service.python(f"len(group(hello_world.s() for _ in range({tasks})).apply_async().get(timeout=50))")
-        wait_until(lambda: len(set(worker.children()) - set(before)) == 1, 10, "a new process")
+        wait_until(lambda: len(set(worker.children()) - set(before)) == 1, 30, "a new process")
 
 
 def test_tasks_with_a_countdown_do_not_fill_the_memory(service: Service) -> None:
@@ -29,8 +29,8 @@ def test_tasks_with_a_countdown_do_not_fill_the_memory(service: Service) -> None
     with service.worker() as worker, redis.Redis.from_url(service.redis.url) as client:
         worker.wait_ready()
         service.python("for _ in range(1100): hello_world.apply_async(countdown=20)")
-        wait_until(lambda: client.hlen("unacked") >= 1000, 15, "the worker to have taken what it may")
+        wait_until(lambda: client.hlen("unacked") >= 1000, 30, "the worker to have taken what it may")
         with pytest.raises(TimeoutError):
-            wait_until(lambda: client.llen("default") < 50, 5, "it to take more")
+            wait_until(lambda: client.llen("default") < 50, 30, "it to take more")
         wait_until(lambda: not client.llen("default") and not client.hlen("unacked"), 60, "all to have ended")
         assert worker.text().count("Hello World!") == 1100

@@ -172,7 +172,7 @@ def test_a_task_survives_a_failover_by_sentinel(project: InstalledProject, tmp_p
             worker(service, "worker") as ours,
         ):
             task = start_long(service, "long", 4)
-            wait_until(lambda: held(service) == 1, 10, "the replica to know who holds the task")
+            wait_until(lambda: held(service) == 1, 30, "the replica to know who holds the task")
             master.kill()
             ours.wait_for("Connection to broker lost", 20)
             ends_once(service, "long")
@@ -236,7 +236,7 @@ def test_rule_3_a_plain_celery_worker_keeps_its_messages(service: Service) -> No
         channel: Any = connection.channel()
         queue = connection.SimpleQueue("plain", channel=channel)
         message = queue.get(timeout=10)
-        wait_until(lambda: held(service) == 1, 10, "the plain worker to hold it")
+        wait_until(lambda: held(service) == 1, 30, "the plain worker to hold it")
         until = time.monotonic() + 3 * LEASE
         wait_until(lambda: time.monotonic() > until or not held(service), 4 * LEASE, "three leases")
         assert held(service) == 1
@@ -279,7 +279,7 @@ def test_a_worker_that_was_frozen_for_three_leases_logs_its_lost_leases(service:
             freeze(frozen.pid, signal.SIGCONT)
             frozen.wait_for(r"lost the lease of 1 messages, which others may run as well: probe.work\[", 2 * LEASE)
             wait_until(lambda: service.lines().count("end long") == 2, 4 * LEASE, "the first run to end as well")
-            wait_until(lambda: not held(service), 10, "both to be acknowledged")
+            wait_until(lambda: not held(service), 30, "both to be acknowledged")
     assert service.lines().count("start long") == 2
     assert service.result(task)["state"] == "SUCCESS"
 

@@ -133,6 +133,6 @@ def test_work_that_ends_while_results_can_not_be_stored_is_no_failure(service: S
         service.wait_for_line("start a")
         service.redis.stop()
         service.wait_for_line("end a")
-        worker.wait_for("(?i)retry|connection", 10)
+        worker.wait_for("(?i)retry|connection", 30)
         service.redis.start()
         assert service.result(task, seconds=60) == {"state": "SUCCESS", "result": "a"}

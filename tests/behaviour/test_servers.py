@@ -42,7 +42,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
 
     yield remember
     assert ports, "the test should have named its server"
-    wait_until(lambda: not processes_in(tmp_path), 10, "the processes of the server to be gone")
+    wait_until(lambda: not processes_in(tmp_path), 30, "the processes of the server to be gone")
     assert not [port for port in ports if listens(port)]
 
 
@@ -202,7 +202,7 @@ def processes_that_serve(folder: Path) -> list[int]:
 def test_rabbitmq_says_why_it_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)rabbitmq-server ended .*no_such_option"):
         start_rabbitmq(tmp_path, options=["no_such_option = 1"])
-    wait_until(lambda: not processes_in(tmp_path), 10, "its processes to be gone")
+    wait_until(lambda: not processes_in(tmp_path), 30, "its processes to be gone")
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_a_server_that_does_not_stop_is_killed_and_reported(tmp_path: Path) -> N
 
 def test_wait_until_returns_the_value() -> None:
     values = iter([None, 0, "there"])
-    assert wait_until(lambda: next(values), 5, "a value") == "there"
+    assert wait_until(lambda: next(values), 30, "a value") == "there"
 
 
 def test_wait_until_raises_with_a_description() -> None:
