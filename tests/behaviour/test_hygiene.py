@@ -31,6 +31,6 @@ def test_tasks_with_a_countdown_do_not_fill_the_memory(service: Service) -> None
         service.python("for _ in range(1100): hello_world.apply_async(countdown=20)")
         wait_until(lambda: client.hlen("unacked") >= 1000, 30, "the worker to have taken what it may")
         with pytest.raises(TimeoutError):
-            wait_until(lambda: client.llen("default") < 50, 30, "it to take more")
+            wait_until(lambda: client.llen("default") < 50, 5, "it to take more")
         wait_until(lambda: not client.llen("default") and not client.hlen("unacked"), 60, "all to have ended")
         assert worker.text().count("Hello World!") == 1100
