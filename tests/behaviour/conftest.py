@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.project import InstalledProject
+from support.distribution import on_one_worker
+from support.project import InstalledProject, Worker
 from support.service import Service, plain_project, service_on_rabbitmq, service_on_redis
 
 ServiceOn = Callable[[str, InstalledProject, Path], AbstractContextManager[Service]]
@@ -45,3 +46,27 @@ def service(broker_name: str, service_on: ServiceOn, project: InstalledProject, 
     """The project on empty servers."""
     with service_on(broker_name, project, tmp_path) as service:
         yield service
+
+
+@pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
+def of_the_broker(
+    request: pytest.FixtureRequest,
+    project: InstalledProject,
+    service_on: ServiceOn,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Service, Worker]]:
+    """A service with one worker for all tests of a module, which waits only a second for a child that has died."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with (
+        service_on(request.param, project, folder) as service,
+        service.worker(CELERY_WORKER_LOST_WAIT="1") as worker,
+    ):
+        worker.wait_ready()
+        yield service, worker
+
+
+@pytest.fixture
+def worker(of_the_broker: tuple[Service, Worker]) -> Worker:
+    """The worker that a module shares."""
+    _, worker = of_the_broker
+    return worker

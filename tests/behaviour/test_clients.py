@@ -13,8 +13,8 @@ from kombu import Connection
 
 from support.project import InstalledProject
 from support.publisher import Publisher
-from support.servers import HOST, Server, free_port, replica_of, start_redis, start_sentinel, wait_until
-from support.service import Service
+from support.servers import HOST, Server, free_port, start_redis, wait_until
+from support.service import Service, service_on_sentinel
 
 ON_REDIS = pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
 ON_RABBITMQ = pytest.mark.parametrize("broker_name", ["rabbitmq"], indirect=True)
@@ -356,28 +356,16 @@ def test_a_client_trusts_no_unknown_certificate(service: Service, tls: str) -> N
 
 
 def test_a_client_outlasts_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
-    with (
-        start_redis(tmp_path / "master") as master,
-        start_redis(tmp_path / "replica", options=replica_of(master)) as replica,
-        start_sentinel(tmp_path / "sentinel", master) as sentinel,
-    ):
-        variables = {
-            "CELERY_BROKER_URL": sentinel.url,
-            "CELERY_BROKER_TRANSPORT_OPTIONS": '{"master_name": "mymaster"}',
-        }
-        call = "at_once(delay=lambda: hello_world.delay(), state=lambda: celery.AsyncResult('any').state)"
-        with (
-            Service(tmp_path, variables, broker=master, redis=replica, project=project) as service,
-            Client(service) as client,
-        ):
-            assert {outcome[0] for outcome in client.run(call).values()} == {None}
-            master.kill()
+    call = "at_once(delay=lambda: hello_world.delay(), state=lambda: celery.AsyncResult('any').state)"
+    with service_on_sentinel(project, tmp_path) as (service, sentinel), Client(service) as client:
+        assert {outcome[0] for outcome in client.run(call).values()} == {None}
+        service.broker.kill()
 
-            def is_back() -> bool:
-                found = client.run(call)
-                for name, kind in (("delay", "broker"), ("state", "result backend")):
-                    if found[name][0]:
-                        assert_names(found[name], f"{kind} {address(sentinel)}")
-                return {outcome[0] for outcome in found.values()} == {None}
+        def is_back() -> bool:
+            found = client.run(call)
+            for name, kind in (("delay", "broker"), ("state", "result backend")):
+                if found[name][0]:
+                    assert_names(found[name], f"{kind} {address(sentinel)}")
+            return {outcome[0] for outcome in found.values()} == {None}
 
-            wait_until(is_back, 60, "the replica to have taken over")
+        wait_until(is_back, 60, "the replica to have taken over")

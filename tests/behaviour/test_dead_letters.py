@@ -2,37 +2,19 @@
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import kombu
 import pytest
 import redis
 
-from support.distribution import on_one_worker
-from support.project import InstalledProject, Worker
+from support.project import Worker
 from support.servers import wait_until
 from support.service import Service
 
 #: A worker waits so many seconds for the result of a child that has died; by default, ten.
 SOON = {"CELERY_WORKER_LOST_WAIT": "1"}
-
-
-@pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
-def of_the_broker(
-    request: pytest.FixtureRequest,
-    project: InstalledProject,
-    service_on: Callable[[str, InstalledProject, Path], AbstractContextManager[Service]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Service, Worker]]:
-    """A service with one worker for all tests, which ends in order."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with service_on(request.param, project, folder) as service, service.worker(**SOON) as worker:
-        worker.wait_ready()
-        yield service, worker
 
 
 @pytest.fixture
@@ -43,13 +25,6 @@ def service(of_the_broker: tuple[Service, Worker]) -> Service:
     assert service.dead_letters("purge", "--yes").returncode == 0
     service.notes.write_text("")
     return service
-
-
-@pytest.fixture
-def worker(of_the_broker: tuple[Service, Worker]) -> Worker:
-    """The worker."""
-    _, worker = of_the_broker
-    return worker
 
 
 def test_a_failure_keeps_its_story(service: Service) -> None:

@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from support.project import InstalledProject, Worker
-from support.servers import replica_of, start_redis, start_sentinel, wait_until
-from support.service import Service, service_on_redis
+from support.servers import wait_until
+from support.service import Service, service_on_redis, service_on_sentinel
 
 #: Seconds of a lease in these tests, but for those of the defaults. A busy machine must renew it in time.
 LEASE = 4.0
@@ -158,27 +158,18 @@ def test_a_task_survives_if_redis_loses_its_data(project: InstalledProject, tmp_
 def test_a_task_survives_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
     """The replica, which becomes the master, has the leases."""
     with (
-        start_redis(tmp_path / "master") as master,
-        start_redis(tmp_path / "replica", options=replica_of(master)) as replica,
-        start_sentinel(tmp_path / "sentinel", master) as sentinel,
+        service_on_sentinel(project, tmp_path) as (service, _),
+        bystander(service) as other,
+        worker(service, "worker") as ours,
     ):
-        variables = {
-            "CELERY_BROKER_URL": sentinel.url,
-            "CELERY_BROKER_TRANSPORT_OPTIONS": '{"master_name": "mymaster"}',
-        }
-        with (
-            Service(tmp_path, variables, broker=master, redis=replica, project=project) as service,
-            bystander(service) as other,
-            worker(service, "worker") as ours,
-        ):
-            task = start_long(service, "long", 4)
-            wait_until(lambda: held(service) == 1, 30, "the replica to know who holds the task")
-            master.kill()
-            ours.wait_for("Connection to broker lost", 20)
-            ends_once(service, "long")
-            assert service.result(task) == {"state": "SUCCESS", "result": "long"}
-            assert "took over" not in other.text()
-            assert "lost the lease" not in ours.text()
+        task = start_long(service, "long", 4)
+        wait_until(lambda: held(service) == 1, 30, "the replica to know who holds the task")
+        service.broker.kill()
+        ours.wait_for("Connection to broker lost", 20)
+        ends_once(service, "long")
+        assert service.result(task) == {"state": "SUCCESS", "result": "long"}
+        assert "took over" not in other.text()
+        assert "lost the lease" not in ours.text()
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------

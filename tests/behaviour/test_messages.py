@@ -3,8 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,24 +19,10 @@ from support.servers import wait_until
 from support.service import Service
 
 
-@pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
-def running(
-    request: pytest.FixtureRequest,
-    project: InstalledProject,
-    service_on: Callable[[str, InstalledProject, Path], AbstractContextManager[Service]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Service, Worker]]:
-    """A service with one worker for all tests."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with service_on(request.param, project, folder) as service, service.worker() as worker:
-        worker.wait_ready()
-        yield service, worker
-
-
 @pytest.fixture
-def service(running: tuple[Service, Worker]) -> Iterator[Service]:
+def service(of_the_broker: tuple[Service, Worker]) -> Iterator[Service]:
     """The same without what the test before has left. Its worker must survive each test."""
-    service, worker = running
+    service, worker = of_the_broker
     assert service.dead_letters("purge", "--yes").returncode == 0
     service.notes.write_text("")
     yield service
@@ -216,7 +201,7 @@ def test_a_message_in_the_form_of_celery_3_runs(service: Service) -> None:
     assert service.result(task) == {"state": "SUCCESS", "result": 1}
 
 
-@pytest.mark.parametrize("running", on_one_worker("rabbitmq"), indirect=True)
+@pytest.mark.parametrize("of_the_broker", on_one_worker("rabbitmq"), indirect=True)
 def test_a_delayed_message_that_rabbitmq_gives_up_is_poison(service: Service) -> None:
     deaths = [{"reason": "delivery_limit", "queue": "low_priority"}, {"reason": "expired", "queue": "celery_delayed_0"}]
     publish(service, BODY, TASK | {"x-death": deaths}, queue="dead_letter")

@@ -1,32 +1,14 @@
 """What is sent runs: on one worker for each broker."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 
-from support.distribution import on_one_worker
-from support.project import InstalledProject, Worker
+from support.project import Worker
 from support.service import Service
 
 #: A worker waits so many seconds for the result of a child that has died; by default, ten.
 SOON = {"CELERY_WORKER_LOST_WAIT": "1"}
-
-
-@pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
-def of_the_broker(
-    request: pytest.FixtureRequest,
-    project: InstalledProject,
-    service_on: Callable[[str, InstalledProject, Path], AbstractContextManager[Service]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Service, Worker]]:
-    """A service and its worker."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with service_on(request.param, project, folder) as service, service.worker(**SOON) as worker:
-        worker.wait_ready()
-        yield service, worker
 
 
 @pytest.fixture
@@ -35,13 +17,6 @@ def service(of_the_broker: tuple[Service, Worker]) -> Service:
     service, _ = of_the_broker
     service.notes.write_text("")
     return service
-
-
-@pytest.fixture
-def worker(of_the_broker: tuple[Service, Worker]) -> Worker:
-    """The worker."""
-    _, worker = of_the_broker
-    return worker
 
 
 def test_a_task_sent_from_plain_python_runs_on_a_worker(service: Service, worker: Worker) -> None:

@@ -14,7 +14,7 @@ from amqp.exceptions import NotFound
 
 from support.project import InstalledProject, Worker, kept_project
 from support.publisher import Publisher, run_command
-from support.servers import Server, start_redis, wait_until
+from support.servers import Server, replica_of, start_redis, start_sentinel, wait_until
 
 BEHAVIOUR = Path(__file__).parents[1] / "behaviour"
 #: Our own tasks by the name of their module in the project: "probe" is probe_tasks.py.
@@ -186,6 +186,25 @@ def service_on_redis(project: InstalledProject, folder: Path) -> Iterator[Servic
         Service(folder, {"CELERY_BROKER_URL": server.url}, broker=server, redis=server, project=project) as service,
     ):
         yield service
+
+
+@contextlib.contextmanager
+def service_on_sentinel(project: InstalledProject, folder: Path) -> Iterator[tuple[Service, Server]]:
+    """Start a master, its replica and a Sentinel, and give the service that asks it, and the Sentinel.
+
+    The broker of the service is the master; its Redis is the replica, which becomes the master.
+    """
+    with (
+        start_redis(folder / "master") as master,
+        start_redis(folder / "replica", options=replica_of(master)) as replica,
+        start_sentinel(folder / "sentinel", master) as sentinel,
+    ):
+        variables = {
+            "CELERY_BROKER_URL": sentinel.url,
+            "CELERY_BROKER_TRANSPORT_OPTIONS": '{"master_name": "mymaster"}',
+        }
+        with Service(folder, variables, broker=master, redis=replica, project=project) as service:
+            yield service, sentinel
 
 
 @contextlib.contextmanager
