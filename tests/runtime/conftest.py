@@ -61,7 +61,9 @@ def app() -> Iterator[Celery]:
         patch.setenv("CELERY_BROKER_URL", "memory://")
         app = Celery("unit", set_as_current=False)
         celery_service.install(app, tasks="celery_service.observability")
-        yield app
+        # Celery reads the variables now. It prefers them to what an app is configured with: other tests' apps too.
+        assert app.conf.broker_url == "memory://"
+    yield app
 
 
 @pytest.fixture(autouse=True)
