@@ -51,7 +51,7 @@ def service(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def app() -> Iterator[Celery]:
+def app() -> Celery:
     """An app in this process, with broker and results in memory."""
     import celery_service
 
@@ -63,7 +63,7 @@ def app() -> Iterator[Celery]:
         celery_service.install(app, tasks="celery_service.observability")
         # Celery reads the variables now. It prefers them to what an app is configured with: other tests' apps too.
         assert app.conf.broker_url == "memory://"
-    yield app
+    return app
 
 
 @pytest.fixture(autouse=True)
