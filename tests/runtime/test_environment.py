@@ -73,7 +73,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert read_settings(dict.fromkeys(["CELERY_TASK_ACKS_LATE", "CELERY_FROBNICATE", "BROKER_URL"], "")) == {}
 
 
-def test_what_celery_and_its_commands_read_stays_allowed() -> None:
+def test_variables_that_celery_and_its_commands_read_are_allowed() -> None:
     options = [f"CELERY_{option.name}" for option in command_line.params]
     for name, command in command_line.commands.items():
         options += [f"CELERY_{name}_{option.name}" for option in command.params]

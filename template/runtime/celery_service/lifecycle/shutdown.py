@@ -62,7 +62,7 @@ class _Shutdown:
             self.hand_back()
 
     def hand_back(self) -> None:
-        """Begin the cold shutdown, once: a second SIGQUIT would make Celery exit at once."""
+        """Begin the cold shutdown, once: after further SIGQUITs, Celery exits by force."""
         if not self.handing_back:
             os.kill(os.getpid(), signal.SIGQUIT)
 
