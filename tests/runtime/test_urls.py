@@ -31,7 +31,7 @@ WRONG = {
     "redis://:hunter2@localhost:6379/0?hunter2=1": OPTION,
     "redis://:hunter2@localhost:6379/0?ssl_cert_reqs=required": TLS,
     "rediss://:hunter2@localhost:6379/0?ssl_cert_reqs=hunter2": OPTION,
-    "rediss://:hunter2@localhost:6379/0?ssl_ca_certs=/hunter2": "{} names a file that isn't here, as ssl_ca_certs.",
+    "rediss://:hunter2@localhost:6379/0?ssl_ca_certs=/hunter2": "{} names a file that doesn't exist, as ssl_ca_certs.",
     "redis+socket://": "{} names no socket; write it such as redis+socket:///run/redis.sock.",
     "redis+socket://:hunter2@/run/redis.sock?virtual_host=x": DATABASE,
     "redis+cluster://:hunter2@localhost:6379/0": f"{{}} starts with 'redis+cluster'; it must start with {REDISES}",

@@ -70,7 +70,7 @@ def check_redis(url: str) -> None:
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         path = parts.query.get(name)
         if path and not Path(path).is_file():
-            raise ValueError(f"names a file that isn't here, as {name}")
+            raise ValueError(f"names a file that doesn't exist, as {name}")
 
 
 def check_brokers(

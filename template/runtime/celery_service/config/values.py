@@ -216,7 +216,7 @@ def from_text(called: str, setting: str, text: str) -> object:
     """
     name = SETTING_TYPES[setting]
     if name == NOT_A_STRING:
-        raise ConfigurationError(f"{called} has no form as text; set it in celeryconfig.py.")
+        raise ConfigurationError(f"{called} can't be set as text; set it in celeryconfig.py.")
     type_ = TYPES[name]
     try:
         return type_.adapter.validate_python(text if name == "address" else text.strip())

@@ -107,7 +107,7 @@ def problem(service: str, kind: str, *, must_be_ready: bool = False) -> str:
             return f"{name} gave no sign of life for {silence:.0f} seconds"
         if must_be_ready and state != READY:
             return f"{name} is {state}"
-    return "" if processes else f"no {kind} runs here, says {_folder(service)}"
+    return "" if processes else f"no {kind} runs here: no file in {_folder(service)}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
     """
     task = celery.current_app.current_task
     if task is None:
-        raise RuntimeError("once() belongs into the body of a task")
+        raise RuntimeError("call once() in the body of a task")
     key = key or task.request.id or ""
     if not key:
         yield True

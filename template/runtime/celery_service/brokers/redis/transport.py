@@ -119,7 +119,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
             if not was_ours:
                 leases.warn_of_lost([name])
         except Exception as error:  # any error: try again on the next connection
-            logger.warning("can't tell Redis yet that a message is %s: %s", outcome, error)
+            logger.warning("can't settle a message yet (%s), trying again: %s", outcome, error)
             leases.untold[tag] = outcome
 
     def _tell(self, tag: str, outcome: str) -> bool:
@@ -209,7 +209,7 @@ class _Fetching:
             self._in_poll = None
             self._flush_brpop_reauth()
         if self._refused_until:
-            logger.info("Redis hands out messages again")
+            logger.info("fetching messages from Redis again")
             self._refused_until = 0.0
         self._found_nothing = was_fetch and reply is None
         if not was_fetch or reply is None:
@@ -238,7 +238,7 @@ class _Fetching:
 
     def _wait_for_redis(self: Any, error: ResponseError) -> None:
         if not self._refused_until:
-            logger.warning("Redis hands out no messages, asking again every second: %s", error)
+            logger.warning("can't fetch messages from Redis, trying again every second: %s", error)
         self._refused_until = time.monotonic() + REFUSAL
         self._found_nothing = False
 
