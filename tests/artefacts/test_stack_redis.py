@@ -29,7 +29,7 @@ class TestOnRedis(Promises):
             stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
         stack.wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
 
-    def test_a_taken_port_is_told_with_the_variable_that_moves_it(self, stack: Stack, tmp_path: Path) -> None:
+    def test_the_error_about_a_taken_port_names_its_variable(self, stack: Stack, tmp_path: Path) -> None:
         second = Path(shutil.copytree(stack.folder, tmp_path / "second", ignore=shutil.ignore_patterns(".venv")))
         text = (second / ".env").read_text().replace(stack.name, f"{stack.name}-second")
         (second / ".env").write_text(re.sub(r"^MAIL_PORT=.*", f"MAIL_PORT={free_port()}", text, flags=re.MULTILINE))

@@ -107,6 +107,6 @@ def _recurse() -> None:
 
 @current_app.task(name="failing.end_async")
 async def end_async(path: str, how: str) -> None:
-    """Do so while an event loop runs."""
+    """Raise the same while an event loop runs."""
     await asyncio.sleep(0)
     end.run(path, how)

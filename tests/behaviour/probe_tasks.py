@@ -41,7 +41,7 @@ def crash(path: str, seconds: float = 0) -> None:
 
 @current_app.task(name="probe.interrupted", max_retries=0)
 def interrupted(path: str, key: str, seconds: float) -> str:
-    """Take long the first time, and none when somebody has begun it before."""
+    """Take long in the first run, and no time in later runs."""
     if f"start {key}" in Path(path).read_text().splitlines():
         seconds = 0
     return work(path, key, seconds)
@@ -49,7 +49,7 @@ def interrupted(path: str, key: str, seconds: float) -> str:
 
 @current_app.task(name="probe.tidy", max_retries=0)
 async def tidy(path: str, key: str, seconds: float) -> str:
-    """Be interrupted likewise, while awaiting something, and tidy up."""
+    """Do the same as `interrupted` in a coroutine, and clean up when cancelled."""
     if f"start {key}" in Path(path).read_text().splitlines():
         seconds = 0
     note(path, f"start {key}")
@@ -64,7 +64,7 @@ async def tidy(path: str, key: str, seconds: float) -> str:
 
 @current_app.task(name="probe.stubborn", max_retries=0)
 def stubborn(path: str, key: str, seconds: float) -> str:
-    """Be interrupted likewise, and go on all the same."""
+    """Do the same, but ignore the interruption."""
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(SystemExit):

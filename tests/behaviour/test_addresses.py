@@ -93,7 +93,7 @@ def node(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("has_slots", [False, True])
-def test_a_node_of_a_cluster_ends_workers_and_beat_with_one_line(
+def test_a_node_of_a_cluster_stops_workers_and_beat_with_one_line(
     project: InstalledProject, tmp_path: Path, node: Server, has_slots: bool
 ) -> None:
     if has_slots:

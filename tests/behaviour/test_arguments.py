@@ -79,7 +79,7 @@ def refused(task: str, problems: str) -> str:
 
 
 @pytest.mark.parametrize("pool", on_one_worker("prefork", "solo", "threads"), indirect=True)
-def test_a_worker_refuses_what_a_task_does_not_take(running: Service) -> None:
+def test_a_worker_refuses_invalid_arguments(running: Service) -> None:
     assert run(
         running,
         by_name("add", "1", 2),
@@ -108,7 +108,7 @@ def test_a_worker_refuses_what_a_task_does_not_take(running: Service) -> None:
     ]
 
 
-def test_what_can_not_succeed_is_not_retried(running: Service) -> None:
+def test_a_task_with_invalid_arguments_is_not_retried(running: Service) -> None:
     running.notes.write_text("")
     [sent] = run(running, "celery.send_task('typed.noted', (notes, 'x')).id")
     assert running.result(sent)["state"] == "FAILURE"
@@ -116,7 +116,7 @@ def test_what_can_not_succeed_is_not_retried(running: Service) -> None:
     assert running.lines() == ["1 0"]  # The task of this line, and its number of retries.
 
 
-def test_what_tasks_take_arrives_however_it_is_sent(running: Service) -> None:
+def test_valid_arguments_arrive_in_every_way_to_send_a_task(running: Service) -> None:
     assert run(
         running,
         f"typed.aware.delay(datetime.now(UTC), UUID(int=0), {ORDER}).get(timeout=30)",
@@ -147,7 +147,7 @@ def test_what_tasks_take_arrives_however_it_is_sent(running: Service) -> None:
     ]
 
 
-def test_what_follows_a_task_fails_where_it_runs(running: Service) -> None:
+def test_a_following_task_with_invalid_arguments_fails_when_it_runs(running: Service) -> None:
     assert run(
         running,
         "typed.add.delay(1).get(timeout=30)",

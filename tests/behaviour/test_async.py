@@ -54,7 +54,7 @@ def fail(service: Service, call: str) -> str:
     return str(service.python(f"repr({call}.get(timeout=40, propagate=False))"))
 
 
-def test_async_tasks_do_what_others_do(running: Service) -> None:
+def test_async_tasks_work_in_chains_groups_and_chords(running: Service) -> None:
     service = running
     assert service.python("asynchronous.add.delay(1, 2).get(timeout=30)") == 3
     assert service.python("asynchronous.greet.delay('Ada').get(timeout=30)") == "Hello Ada from probe.greet"
@@ -72,7 +72,7 @@ def test_async_tasks_do_what_others_do(running: Service) -> None:
     assert service.python("asynchronous.add.delay(1, 2).get(timeout=30)") == 3
 
 
-def test_async_tasks_are_retried_as_others_are(running: Service) -> None:
+def test_async_tasks_are_retried(running: Service) -> None:
     assert running.python("asynchronous.flaky.delay(notes, 2).get(timeout=30)") == 3
     running.notes.write_text("")
     assert running.python("asynchronous.retry_self.delay(notes).get(timeout=30)") == 2
@@ -104,7 +104,7 @@ def test_a_task_that_could_end_the_worker_only_fails(running: Service, task: str
     assert running.lines() == ["start"] * 4
 
 
-def test_what_a_task_prints_is_not_kept_back(running: Service, worker: Worker) -> None:
+def test_printed_lines_appear_at_once(running: Service, worker: Worker) -> None:
     # The worker writes to a file. A soft time limit of its own: that of the worker is 2 s.
     task = running.send("probe.say.apply_async((notes,), soft_time_limit=60)")
     worker.wait_for(r"\na whole line\n")
@@ -116,17 +116,17 @@ def test_what_a_task_prints_is_not_kept_back(running: Service, worker: Worker) -
 
 # Other pools have no signals: docs/dev/async.md says so.
 @pytest.mark.parametrize("pool", on_one_worker("prefork"), indirect=True)
-def test_a_soft_limit_interrupts_what_blocks(running: Service) -> None:
+def test_a_soft_limit_interrupts_blocking_code(running: Service) -> None:
     test_a_soft_limit_cancels_and_the_next_task_finds_a_clean_loop(running, "block")
 
 
-def test_what_a_task_leaves_running_ends_with_it(running: Service) -> None:
+def test_coroutines_that_a_task_leaves_running_are_cancelled(running: Service) -> None:
     running.python("asynchronous.leave.delay(notes).get(timeout=30)")
     assert running.python("asynchronous.look.delay().get(timeout=30)")[0] == 0
     assert running.lines() == ["left False"]
 
 
-def test_a_hard_limit_ends_what_refuses_to_be_cancelled(service: Service) -> None:
+def test_a_hard_limit_without_a_soft_limit_ends_a_coroutine(service: Service) -> None:
     limits = {"CELERY_TASK_SOFT_TIME_LIMIT": "none", "CELERY_TASK_TIME_LIMIT": "2"}
     with service.worker(**limits, CELERY_WORKER_LOST_WAIT="1"):
         assert "TimeLimitExceeded" in fail(service, "asynchronous.hang.delay(notes, 'wait')")

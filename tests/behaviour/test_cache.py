@@ -84,7 +84,7 @@ def pool(name: str, concurrency: int = 2) -> tuple[str, ...]:
 # --- it works ---------------------------------------------------------------------------------------------------------
 
 
-def test_sync_and_async_tasks_share_what_they_keep(running: Running) -> None:
+def test_sync_and_async_tasks_share_values(running: Running) -> None:
     assert call(
         running.service,
         "[run(cached.put.delay('a', {'x': [1, 'é']})), run(cached.take_async.delay('a')),"
@@ -132,7 +132,7 @@ def test_clearing_deletes_the_keys_of_this_service_alone(running: Running) -> No
 
 
 @pytest.mark.usefixtures("server")
-def test_without_a_cache_everybody_computes(service: Service, server: Server) -> None:
+def test_without_a_cache_every_task_computes(service: Service, server: Server) -> None:
     off = {"CACHE_URL": "none"}
     with service.worker("worker", *pool("prefork", 2), **off):
         tasks = "[cached.dear.s(notes, 0), cached.dear_async.s(notes, 0)] * 2"
@@ -149,7 +149,7 @@ def test_without_a_cache_everybody_computes(service: Service, server: Server) ->
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("name", ["prefork", "threads"])
-def test_of_all_tasks_that_need_a_value_one_computes_it(service: Service, name: str) -> None:
+def test_only_one_of_several_tasks_computes_a_value(service: Service, name: str) -> None:
     with service.worker("worker", *pool(name, 4)), service.worker("other", *pool(name, 4)):
         tasks = "[cached.dear.s(notes, 1), cached.dear_async.s(notes, 1)] * 8"
         assert call(service, f"run(group({tasks}).delay())") == [42] * 16
@@ -157,7 +157,7 @@ def test_of_all_tasks_that_need_a_value_one_computes_it(service: Service, name: 
 
 
 @pytest.mark.usefixtures("server")
-def test_a_process_that_dies_while_it_computes_is_replaced_by_one_that_waits(service: Service) -> None:
+def test_a_waiting_task_computes_the_value_if_the_first_process_dies(service: Service) -> None:
     with service.worker("worker", *pool("prefork", 4)) as worker:
         worker.wait_ready()
         tasks = service.python("[cached.dear.delay(notes, 2, 3).id for _ in range(4)]")
@@ -224,7 +224,7 @@ def test_a_child_that_is_replaced_closes_its_connection(service: Service, server
 # --- setting up connects to nothing -----------------------------------------------------------------------------------
 
 
-def test_setting_up_connects_to_nothing(service: Service, server: Server) -> None:
+def test_setting_up_opens_no_connection(service: Service, server: Server) -> None:
     def received() -> int:
         with redis_client.Redis.from_url(server.url) as client:
             return int(client.info("stats")["total_connections_received"])
@@ -244,7 +244,7 @@ def test_setting_up_connects_to_nothing(service: Service, server: Server) -> Non
         assert received() == before + 1  # this one
 
 
-def test_without_redis_everything_starts_at_once(service: Service, server: Server) -> None:
+def test_a_publisher_starts_at_once_without_redis(service: Service, server: Server) -> None:
     server.stop()
     code = (
         f"import time\nfrom {service.project.slug}.celery import celery, setup_caches\n"
@@ -265,7 +265,7 @@ def run(service: Service, code: str, **variables: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.usefixtures("server")
-def test_values_survive_the_way_to_redis_and_back(service: Service) -> None:
+def test_values_come_back_from_redis_unchanged(service: Service) -> None:
     value = "{'texts': ['', 'é', '\\x00'], 'numbers': [0, -1, 2.5, 2 ** 60], 'yes': True, 'none': None, '': {}}"
     assert call(service, f"[cache.sync.set('a', {value}), cache.sync.get('a') == {value}]") == [None, True]
 
@@ -281,7 +281,7 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_in_redis_is_not_executed_but_replaced(
+def test_a_pickle_in_redis_is_replaced_and_not_executed(
     service: Service, server: Server, protocol: int, tmp_path: Path
 ) -> None:
     bomb = pickle.dumps(_Bomb(tmp_path / "exploded"), protocol)
@@ -298,6 +298,6 @@ def test_a_pickle_in_redis_is_not_executed_but_replaced(
 
 
 @pytest.mark.usefixtures("server")
-def test_forgetting_to_await_does_not_pass_in_silence(service: Service) -> None:
+def test_a_call_without_await_prints_a_warning(service: Service) -> None:
     done = run(service, f"from {service.project.slug}.services.cache import cache\ncache.set('a', 1)")
     assert "coroutine 'Cache.set' was never awaited" in done.stderr

@@ -89,7 +89,7 @@ def assert_names(found: list[Any], server: str) -> None:
 
 @ON_REDIS
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
-def test_a_client_hears_within_seconds_that_the_results_are_away(service: Service, how: str) -> None:
+def test_a_client_gets_an_error_within_seconds_if_the_result_backend_is_unreachable(service: Service, how: str) -> None:
     """Also one that waits for a result already. It goes on by itself afterwards."""
     with service.worker() as worker, Client(service) as client:
         worker.wait_ready()
@@ -139,7 +139,7 @@ def away(server: Server, how: str) -> Iterator[None]:
 
 
 @ON_REDIS
-def test_a_client_hears_that_redis_can_not_write(service: Service) -> None:
+def test_a_client_gets_an_error_if_redis_can_not_write(service: Service) -> None:
     with Client(service) as client, redis.Redis.from_url(service.redis.url) as server:
         client.run("hello_world.delay().id")
         server.config_set("min-replicas-to-write", 1)
@@ -198,7 +198,7 @@ def test_results_arrive_by_pub_sub_and_are_found_without_it(service: Service) ->
 
 
 @ON_RABBITMQ
-def test_tasks_are_sent_while_the_results_are_away(service: Service) -> None:
+def test_tasks_are_sent_while_the_result_backend_is_unreachable(service: Service) -> None:
     with Client(service) as client:
         service.redis.pause()
         found = client.run(
@@ -339,7 +339,7 @@ def tls(tmp_path: Path) -> Iterator[str]:
 
 
 @ON_REDIS
-def test_a_client_trusts_no_unknown_certificate(service: Service, tls: str) -> None:
+def test_a_client_refuses_an_unknown_certificate(service: Service, tls: str) -> None:
     """Who listens there is Redis in either case: the certificate comes before the first word of a protocol."""
     for url in (f"rediss://:secret@{tls}/0?ssl_cert_reqs=required", f"amqps://app:secret@{tls}//"):
         results = url if url.startswith("rediss") else service.redis.url
@@ -355,7 +355,7 @@ def test_a_client_trusts_no_unknown_certificate(service: Service, tls: str) -> N
         assert "secret" not in str(found)
 
 
-def test_a_client_outlasts_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
+def test_a_client_survives_a_failover_by_sentinel(project: InstalledProject, tmp_path: Path) -> None:
     call = "at_once(delay=lambda: hello_world.delay(), state=lambda: celery.AsyncResult('any').state)"
     with service_on_sentinel(project, tmp_path) as (service, sentinel), Client(service) as client:
         assert {outcome[0] for outcome in client.run(call).values()} == {None}

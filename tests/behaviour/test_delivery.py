@@ -64,7 +64,7 @@ def test_delays_work_on_a_broker_that_has_seen_no_worker(project: InstalledProje
 
 
 @pytest.mark.parametrize("broker_name", ["rabbitmq"], indirect=True)
-def test_a_queue_that_is_only_named_is_like_the_others(service: Service) -> None:
+def test_a_queue_that_is_created_by_name_has_the_same_type(service: Service) -> None:
     with (
         service.worker("worker", "--concurrency=1", "-Q", "named") as worker,
         kombu.Connection(service.broker.url) as to,
@@ -82,7 +82,7 @@ def test_a_queue_that_is_only_named_is_like_the_others(service: Service) -> None
 
 
 @pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
-def test_the_length_of_a_list_is_what_waits_on_redis(service: Service) -> None:
+def test_the_length_of_a_list_is_the_number_of_waiting_messages_on_redis(service: Service) -> None:
     service.python("for priority in (0, 5, 9, 9): hello_world.apply_async(priority=priority)")
     with redis.Redis.from_url(service.redis.url) as client:
         assert [client.llen(queue) for queue in ("high_priority", "default", "low_priority")] == [2, 1, 1]

@@ -75,10 +75,10 @@ def test_a_worker_waits_while_redis_refuses_writes(service: Service) -> None:
         service.wait_for_line("start a")
         # As a replica does, or a Redis whose disk is full.
         client.config_set("min-replicas-to-write", 1)
-        worker.wait_for("Redis hands out no messages, asking again every second: NOREPLICAS", 20)
+        worker.wait_for("can't fetch messages from Redis, trying again every second: NOREPLICAS", 20)
         service.wait_for_line("end a", 20)
         client.config_set("min-replicas-to-write", 0)
-        worker.wait_for("Redis hands out messages again", 20)
+        worker.wait_for("fetching messages from Redis again", 20)
         assert service.result(running) == {"state": "SUCCESS", "result": "a"}
         assert service.result(service.send("probe.work.delay(notes, 'b')")) == {"state": "SUCCESS", "result": "b"}
         wait_until(lambda: not held(service), 30, "both to be acknowledged")

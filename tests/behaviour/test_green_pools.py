@@ -129,7 +129,7 @@ def test_200_tasks_wait_at_the_same_time_without_a_warning(service: Service, bus
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.usefixtures("busy")
-def test_a_worker_does_what_others_do(service: Service, pool: str) -> None:
+def test_dead_letters_countdowns_and_once_work(service: Service, pool: str) -> None:
     """It keeps dead letters and countdowns, and does once what must be done once."""
     failing = send(service, "fail", pool, queue=pool)
     sent = time.monotonic()
@@ -172,7 +172,7 @@ def test_a_task_that_needs_an_event_loop_fails(service: Service, pool: str) -> N
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_pool_that_celery_notices_too_late_is_refused(service: Service, pool: str) -> None:
+def test_a_pool_that_is_not_named_on_the_command_line_is_refused(service: Service, pool: str) -> None:
     command = ["celery", "-A", f"{service.project.slug}.celery", "worker", f"-P{pool}"]
     done = run_command(service.project, command, service.variables, output=service.folder / f"late-{pool}")
     assert done.returncode == 1
@@ -185,7 +185,7 @@ def test_a_pool_that_celery_notices_too_late_is_refused(service: Service, pool: 
 # --- it stops ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_fits_is_finished_and_the_rest_is_handed_back(service: Service) -> None:
+def test_short_tasks_end_and_long_tasks_are_returned(service: Service) -> None:
     """Within the grace period after one SIGTERM; at once after a second one or a SIGQUIT."""
     with ExitStack() as stack:
         patient = start(stack, service, {f"patient-{pool}": pool for pool in POOLS})

@@ -22,7 +22,7 @@ SILENCE = 15
 LONGER = SILENCE + 4
 READY, WAITING = "ready", r"not ready: worker-\d+ is waiting for its broker"
 STOPPING, SILENT = r"not ready: worker-\d+ is stopping", r"not alive: {}-\d+ gave no sign of life for \d+ seconds"
-GONE = r"not alive: no {} runs here, says .*"
+GONE = r"not alive: no {} runs here: no file in .*"
 #: A probe is a process of its own.
 PAUSE = 1
 

@@ -51,7 +51,9 @@ def wait_for_letters(server: Server, service: Service, count: int) -> list[dict[
     return service.letters()
 
 
-def test_deployments_share_a_redis_and_nothing_in_it(server: Server, project: InstalledProject, tmp_path: Path) -> None:
+def test_deployments_that_share_a_redis_share_no_keys(
+    server: Server, project: InstalledProject, tmp_path: Path
+) -> None:
     one, two = (deployment(server, project, tmp_path, name) for name in ("one", "two"))
     with one, two, one.worker() as first, two.worker() as second:
         for worker in (first, second):
@@ -83,7 +85,7 @@ def test_deployments_share_a_redis_and_nothing_in_it(server: Server, project: In
     assert denied(server) == []
 
 
-def test_what_redis_forbids_is_said_and_not_tried_again(
+def test_a_permission_error_of_redis_is_logged_and_not_retried(
     server: Server, project: InstalledProject, tmp_path: Path
 ) -> None:
     elsewhere = {"CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS": '{"global_keyprefix": "other:"}'}

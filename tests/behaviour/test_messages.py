@@ -140,7 +140,7 @@ deep = nested(101)
 
 
 @pytest.mark.parametrize("depth", [101, 500, 100_000])
-def test_what_is_nested_deeper_becomes_a_dead_letter(service: Service, depth: int) -> None:
+def test_a_message_with_deeper_nesting_becomes_a_dead_letter(service: Service, depth: int) -> None:
     task = str(uuid4())
     publish(service, nested(depth), {"task": "message.echo", "id": task})
     [letter] = service.wait_for_letters()
@@ -232,7 +232,7 @@ FOREIGN = [
 ]
 
 
-def test_what_is_no_message_does_not_end_a_worker(service: Service) -> None:
+def test_text_that_is_not_a_message_does_not_end_a_worker(service: Service) -> None:
     if service.broker is service.redis:
         with redis.Redis.from_url(service.redis.url) as client:
             client.lpush("default", *FOREIGN)
@@ -244,7 +244,7 @@ def test_what_is_no_message_does_not_end_a_worker(service: Service) -> None:
     assert {(letter["queue"], letter["reason"]) for letter in letters} == {("default", "undecodable")}
 
 
-def test_embedded_brokers_log_what_a_task_rejects(project: InstalledProject, tmp_path: Path) -> None:
+def test_the_embedded_broker_logs_a_rejected_message(project: InstalledProject, tmp_path: Path) -> None:
     folders = {name: str(tmp_path / name) for name in ("messages", "control", "results")}
     for folder in folders.values():
         Path(folder).mkdir()

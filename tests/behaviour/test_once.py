@@ -41,7 +41,7 @@ def send(service: Service, task: str, *args: object, task_id: str = "") -> str:
     return service.send(f"celery.send_task('once.{task}', (notes, *{args!r}){options})")
 
 
-def test_a_second_delivery_finds_it_done(running: Service) -> None:
+def test_a_second_delivery_does_not_repeat_the_work(running: Service) -> None:
     code = (
         "def run(task, *args, **options):\n"
         "    result = celery.send_task(f'once.{task}', (notes, *args), **options)\n"
@@ -62,14 +62,14 @@ def test_a_block_that_fails_is_done_again(running: Service) -> None:
     assert running.lines() == ["tried True", "tried True"]
 
 
-def test_two_at_the_same_time_wait_for_each_other(running: Service) -> None:
+def test_a_second_task_waits_while_the_work_runs(running: Service) -> None:
     tasks = [send(running, "work", 1.5, "invoice", 3) for _ in range(2)]
     assert sorted(running.result(task)["result"] for task in tasks) == ["again", "first"]
     assert running.lines() == ["did", "end", "end"]
 
 
 @pytest.mark.parametrize("broker_name", ["redis", "rabbitmq"])
-def test_after_a_crash_it_is_done_when_the_lease_has_ended(service: Service) -> None:
+def test_after_a_crash_the_work_is_done_again_when_the_lease_has_ended(service: Service) -> None:
     with service.worker():
         assert service.result(send(service, "crash", 4))["state"] == "SUCCESS"
         first, second = (line.split() for line in service.lines())
@@ -77,7 +77,7 @@ def test_after_a_crash_it_is_done_when_the_lease_has_ended(service: Service) -> 
         assert float(second[2]) - float(first[2]) > 4
 
 
-def test_a_result_store_that_is_away_does_not_undo_the_work(service: Service) -> None:
+def test_an_outage_of_the_result_backend_does_not_repeat_the_work(service: Service) -> None:
     with service.worker() as worker:
         worker.wait_ready()
         task = send(service, "work", 3)
@@ -89,6 +89,6 @@ def test_a_result_store_that_is_away_does_not_undo_the_work(service: Service) ->
         assert service.lines() == ["did", "end"]
 
 
-def test_without_redis_it_is_remembered_in_files(service: Service) -> None:
+def test_without_redis_the_state_is_stored_in_files(service: Service) -> None:
     code = "[guarded.work(notes, 0, 'invoice 7') for _ in range(2)]"
     assert service.python(code, CELERY_BROKER_URL="filesystem://localhost") == ["first", "again"]

@@ -71,7 +71,7 @@ def test_an_idle_worker_survives_an_outage(service: Service, how: str) -> None:
 
 @servers
 @pytest.mark.parametrize("how", ["restarted", "stopped", "frozen"])
-def test_what_runs_during_an_outage_ends_in_success(service: Service, server: Any, how: str) -> None:
+def test_tasks_that_run_during_an_outage_succeed(service: Service, server: Any, how: str) -> None:
     """One task outlasts the outage. The other ends in it: its result and its acknowledgement have nowhere to go."""
     with service.worker("worker", "--concurrency=2") as worker:
         worker.wait_ready()
@@ -92,7 +92,7 @@ def test_what_runs_during_an_outage_ends_in_success(service: Service, server: An
 
 @servers
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
-def test_a_publisher_with_many_threads_hears_of_it_within_seconds(
+def test_a_publisher_with_many_threads_gets_errors_within_seconds(
     service: Service, server: Any, which: str, how: str
 ) -> None:
     code = (
@@ -127,7 +127,7 @@ def test_a_publisher_with_many_threads_hears_of_it_within_seconds(
             assert re.match(rf"kombu.exceptions.OperationalError\(['\"]broker {host}: ", error), error
 
 
-def test_work_that_ends_while_results_can_not_be_stored_is_no_failure(service: Service) -> None:
+def test_a_task_that_ends_while_results_can_not_be_stored_succeeds(service: Service) -> None:
     with service.worker() as worker:
         task = service.send("probe.work.delay(notes, 'a', 3)")
         service.wait_for_line("start a")

@@ -26,7 +26,7 @@ def test_a_task_sent_from_plain_python_runs_on_a_worker(service: Service, worker
     worker.wait_for("\nHello World!\n", 2)
 
 
-def test_every_process_talks_to_the_same_broker(service: Service) -> None:
+def test_a_worker_answers_a_ping(service: Service) -> None:
     answers = service.python("celery.control.ping(timeout=2)")
     assert [list(answer.values()) for answer in answers] == [[{"ok": "pong"}]]
 

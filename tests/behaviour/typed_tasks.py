@@ -46,7 +46,7 @@ def twice(items: Iterable[int]) -> list[int]:
 
 @current_app.task(name="typed.text")
 def text(value: str) -> str:
-    """What no number can follow."""
+    """Take text, and refuse a number."""
     return value
 
 
@@ -74,12 +74,12 @@ def odd(thing: "Thing", own: Own, level: Level, *rest: "int", **more: Annotated[
 
 @current_app.task(name="typed.untyped", typing=False)
 def untyped(x: int) -> str:
-    """Whatever comes."""
+    """Take any arguments: `typing=False` turns the checks off."""
     return repr(x)
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Stand between."""
+    """Wrap a function, so that it is between the task's decorator and the body."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

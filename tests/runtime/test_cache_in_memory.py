@@ -101,7 +101,7 @@ def test_a_value_that_is_not_json_is_an_error(cache: Cache) -> None:
         cache.sync.set("key", object())
 
 
-def test_clearing_deletes_everything_and_no_later_value(cache: Cache) -> None:
+def test_clearing_deletes_all_values_and_cancels_their_timers(cache: Cache) -> None:
     async def use() -> list[Any]:
         await cache.set("a", 1, ttl=0.05)
         await cache.set("b", 2)
@@ -116,7 +116,7 @@ def test_clearing_deletes_everything_and_no_later_value(cache: Cache) -> None:
     assert cache.sync.get("c") is None
 
 
-def test_clearing_says_when_it_can_not(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+def test_clearing_fails_without_redis_or_without_a_namespace(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
     monkeypatch.setenv("CACHE_URL", "redis://localhost:1/0")
     monkeypatch.setattr(module, "settings", read(Settings))
     aiocache.caches.set_config({"default": from_environment(namespace="unit")})

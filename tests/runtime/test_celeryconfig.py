@@ -11,7 +11,7 @@ from support.configuration import REDIS, configured
 from support.forks import Forks
 
 
-def test_celeryconfig_stands_between_our_defaults_and_the_environment(tmp_path: Path) -> None:
+def test_celeryconfig_overrides_our_defaults_and_the_environment_overrides_celeryconfig(tmp_path: Path) -> None:
     (tmp_path / "celeryconfig.py").write_text(
         "from __future__ import annotations\n"
         "import os\n"
@@ -37,7 +37,7 @@ def test_celeryconfig_stands_between_our_defaults_and_the_environment(tmp_path: 
     assert configured(tmp_path, broker_url="redis://environment:1/0")["broker_url"] == "redis://environment:1/0"
 
 
-def test_python_can_say_what_text_can_not(tmp_path: Path) -> None:
+def test_celeryconfig_can_contain_python_objects(tmp_path: Path) -> None:
     (tmp_path / "celeryconfig.py").write_text(
         "from datetime import UTC as _utc\n"
         "def task_routes(name, args, kwargs, options, **more):\n"
@@ -92,7 +92,7 @@ def test_an_unknown_name_is_refused(tmp_path: Path, name: str) -> None:
         ("result_backend = 'rpc://'", "result_backend in {} starts with 'rpc'; it must start with redis://,"),
     ],
 )
-def test_a_value_that_can_not_be_is_refused(tmp_path: Path, line: str, says: str) -> None:
+def test_an_invalid_value_is_refused(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "celeryconfig.py").write_text(f"broker_url = '{REDIS}'\n{line}\n")
     with pytest.raises(ConfigurationError) as caught:
         configured(tmp_path)
@@ -115,7 +115,7 @@ def test_a_value_that_can_not_be_is_refused(tmp_path: Path, line: str, says: str
         ("import helper_of_mine", "helper_of_mine.py, line 2: SyntaxError: invalid syntax"),
     ],
 )
-def test_an_error_in_the_file_is_one_line_that_says_where(
+def test_an_error_in_the_file_is_one_line_with_the_line_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -127,7 +127,7 @@ def test_an_error_in_the_file_is_one_line_that_says_where(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "celeryconfig.py").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match=r"^celeryconfig\.py.*: SyntaxError: "):
         configured(tmp_path, broker_url=REDIS)
@@ -156,7 +156,7 @@ def test_errors_in_a_module_that_the_environment_names(
     assert str(caught.value).startswith(says)
 
 
-def test_an_error_in_the_file_ends_every_process_with_that_line(forks: Forks, service: Path) -> None:
+def test_an_error_in_the_file_stops_every_process_with_one_line(forks: Forks, service: Path) -> None:
     (service / "pyproject.toml").touch()
     (service / "celeryconfig.py").write_text("import a_library_that_is_missing\n")
     variables = {"CELERY_BROKER_URL": "memory://"}

@@ -73,7 +73,7 @@ def test_a_plain_call_without_a_key_does_the_work(work: Any) -> None:
 
 
 def test_once_is_refused_outside_of_a_task() -> None:
-    with pytest.raises(RuntimeError, match="belongs into the body of a task"), once("key"):
+    with pytest.raises(RuntimeError, match="in the body of a task"), once("key"):
         pass
 
 

@@ -73,7 +73,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert read_settings(dict.fromkeys(["CELERY_TASK_ACKS_LATE", "CELERY_FROBNICATE", "BROKER_URL"], "")) == {}
 
 
-def test_what_celery_and_its_commands_read_stays_allowed() -> None:
+def test_variables_that_celery_and_its_commands_read_are_allowed() -> None:
     options = [f"CELERY_{option.name}" for option in command_line.params]
     for name, command in command_line.commands.items():
         options += [f"CELERY_{name}_{option.name}" for option in command.params]
@@ -133,7 +133,7 @@ def test_what_celery_and_its_commands_read_stays_allowed() -> None:
         ("CELERY_RESULT_EXPIRES", "inf", "is 'inf'; it must be a number of seconds, 0 or more, or none."),
         ("CELERY_RESULT_EXPIRES", "-5", "is '-5'; it must be a number of seconds, 0 or more, or none."),
         ("CELERY_TASK_DEFAULT_PRIORITY", "high", "is 'high'; it must be a whole number, 0 or more, or none."),
-        ("CELERY_DATABASE_ENGINE_CALLBACK", "x", "has no form as text; set it in celeryconfig.py."),
+        ("CELERY_DATABASE_ENGINE_CALLBACK", "x", "can't be set as text; set it in celeryconfig.py."),
         # What may hold a password isn't shown.
         ("CELERY_TASK_ROUTES", '{"a', "can't be read; it must be a JSON object or list."),
         ("CELERY_TASK_QUEUES", "[]", 'can\'t be read; it must be a JSON object such as {"key": "value"}.'),

@@ -91,7 +91,7 @@ class Entry(Base, total=False):
     order: Required[Order]
 
 
-def test_what_json_holds_becomes_what_the_hints_say() -> None:
+def test_arguments_are_converted_from_json_to_the_types_of_the_hints() -> None:
     key = "12345678-1234-5678-1234-567812345678"
     (number, day, uuid, order), kwargs = arguments(plain).check(
         ["5", "2030-01-31", key, {"order_id": 1, "quantity": "2"}], {"size": "2.5"}
@@ -101,7 +101,7 @@ def test_what_json_holds_becomes_what_the_hints_say() -> None:
     assert kwargs == {"size": 2.5}
 
 
-def test_what_means_nothing_to_pydantic_is_left_as_it_is() -> None:
+def test_an_argument_with_a_hint_unknown_to_pydantic_is_not_converted() -> None:
     own = Own()
     call = arguments(odd).check(("a", own, "low", 1, "2"), {"more": "3"})
     assert call == (("a", own, "low", 1, 2), {"more": 3})
@@ -121,7 +121,7 @@ def test_what_means_nothing_to_pydantic_is_left_as_it_is() -> None:
         MutableSequence[int],
     ],
 )
-def test_a_body_that_takes_several_things_gets_a_list(hint: Any) -> None:
+def test_an_iterable_argument_arrives_as_a_checked_list(hint: Any) -> None:
     body = taking(hint)
     assert arguments(body).check((["1", 2],), {}) == (([1, 2],), {})
     assert refusal(body, [1, "x"]).startswith("task: argument value.1: Input should be a valid integer")
@@ -130,19 +130,19 @@ def test_a_body_that_takes_several_things_gets_a_list(hint: Any) -> None:
 
 
 @pytest.mark.parametrize("hint", [Iterable, typing.Iterable, Collection, Sequence])
-def test_such_a_hint_may_say_nothing_of_the_items(hint: Any) -> None:
+def test_an_iterable_argument_without_an_item_type_arrives_as_it_is(hint: Any) -> None:
     assert arguments(taking(hint)).check((["1", 2],), {}) == ((["1", 2],), {})
 
 
 @pytest.mark.parametrize("hint", [Iterator[int], Generator[int, None, None], typing.Iterator[int]])
-def test_a_body_that_takes_an_iterator_gets_one_of_items_that_are_checked(hint: Any) -> None:
+def test_an_iterator_argument_arrives_as_an_iterator_over_checked_items(hint: Any) -> None:
     (items,), _ = arguments(taking(hint)).check((["1", 2],), {})
     assert next(items) == 1
     assert list(items) == [2]
     assert refusal(taking(hint), [1, "x"]).startswith("task: argument value.1: Input should be a valid integer")
 
 
-def test_several_things_may_be_inside_others() -> None:
+def test_an_iterable_inside_another_hint_is_checked() -> None:
     body = taking(dict[str, tuple[Iterable[int], Literal["a"]]])
     assert arguments(body).check(({"k": [["1"], "a"]},), {}) == (({"k": ([1], "a")},), {})
     assert refusal(body, {"k": [["x"], "a"]}).startswith("task: argument value.k.0.0: Input should be a valid integer")
@@ -162,7 +162,7 @@ def test_the_keys_of_a_typed_dict_are_checked(value: dict[str, Any], says: str) 
     assert refusal(taking(list[Entry]), [value]).startswith(f"task: {says}".replace("value", "value.0"))
 
 
-def test_the_values_of_a_typed_dict_become_what_the_hints_say() -> None:
+def test_the_values_of_a_typed_dict_are_converted() -> None:
     value = {"number": "1", "order": ORDER, "day": "2030-01-31"}
     (converted,), _ = arguments(taking(Entry)).check((value,), {})
     assert converted == {"number": 1, "order": Order(order_id=1, quantity=2), "day": date(2030, 1, 31)}
@@ -241,7 +241,7 @@ def test_the_task_itself_is_not_among_its_arguments() -> None:
     assert arguments(body, bound=True).check(("1",), {}) == ((1,), {})
 
 
-def test_incomplete_arguments_may_be_joined_by_others() -> None:
+def test_incomplete_arguments_may_be_missing_but_not_unknown() -> None:
     assert arguments(text).check((), {}, complete=False) == ((), {})
     with pytest.raises(InvalidArguments):
         arguments(text).check((), {"other": 1}, complete=False)
@@ -284,20 +284,20 @@ def tasks(app: Celery) -> Iterator[Tasks]:
         del app.tasks[name]
 
 
-def test_texts_become_what_the_hints_say_where_a_task_runs(tasks: Tasks) -> None:
+def test_text_arguments_are_converted_when_a_task_runs(tasks: Tasks) -> None:
     assert tasks.later.apply(("2030-01-31", "2")).get() == "2030-02-02"
     assert tasks.later("2030-01-31") == "2030-02-01"
     assert tasks.seen == [(date(2030, 1, 31), 2), (date(2030, 1, 31), 1)]
 
 
-def test_what_can_not_succeed_neither_runs_nor_is_retried(tasks: Tasks) -> None:
+def test_a_task_with_invalid_arguments_neither_runs_nor_is_retried(tasks: Tasks) -> None:
     outcome = tasks.later.apply(("2030-01-31", "many"))
     assert outcome.state == "FAILURE"
     assert isinstance(outcome.result, InvalidArguments)
     assert tasks.seen == []
 
 
-def test_a_publisher_and_a_plain_call_hear_of_it_at_once(tasks: Tasks) -> None:
+def test_invalid_arguments_raise_an_error_in_a_publisher_and_in_a_plain_call(tasks: Tasks) -> None:
     calls: tuple[Callable[[], Any], ...] = (
         lambda: tasks.later("soon"),
         lambda: tasks.later.delay("soon"),
@@ -316,11 +316,11 @@ def test_a_publisher_and_a_plain_call_hear_of_it_at_once(tasks: Tasks) -> None:
         tasks.later.delay()
 
 
-def test_a_chain_is_checked_where_its_results_are_known(tasks: Tasks) -> None:
+def test_an_incomplete_signature_checks_its_keyword_arguments(tasks: Tasks) -> None:
     assert tasks.later.s(days=2).kwargs == {"days": 2}
     with pytest.raises(InvalidArguments, match="argument days: "):
         tasks.later.s(days="many")
 
 
-def test_celerys_own_option_turns_it_off(tasks: Tasks) -> None:
+def test_typing_false_turns_the_checks_off(tasks: Tasks) -> None:
     assert tasks.anything("soon") == tasks.anything.apply(("soon",)).get() == "soon"

@@ -52,7 +52,7 @@ def test_every_module_of_tasks_is_registered(forks: Forks, service: Path) -> Non
     assert done.stdout == "my_service.tasks.deep.more.f my_service.tasks.work.work\n"
 
 
-def test_two_apps_in_a_process_keep_apart(forks: Forks, service: Path) -> None:
+def test_a_second_app_does_not_import_the_tasks_of_the_first(forks: Forks, service: Path) -> None:
     code = (
         "import celery_service\n"
         "from celery import Celery\n"

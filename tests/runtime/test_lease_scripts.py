@@ -198,7 +198,7 @@ def test_a_message_that_is_taken_over_is_the_next_of_its_queue(
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "1],[2", "5", '{"body": "", "headers": null, "properties": {}}'])
-def test_what_is_no_message_goes_back_as_it_came(leases: Leases, client: Any, text: str) -> None:
+def test_text_that_is_not_a_message_is_put_back_unchanged(leases: Leases, client: Any, text: str) -> None:
     client.lpush("default", "another")
     client.hset("unacked", tags(1)[0], f'[{text},"","default"]')  # as fetch.lua writes it
     hold(client, LEASE + 1, *tags(1))

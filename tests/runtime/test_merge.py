@@ -39,7 +39,9 @@ def test_every_default_is_a_setting_of_celery(tmp_path: Path, url: str) -> None:
         ({"config_module": "missing"}, "CELERY_CONFIG_MODULE is 'missing', which can't be imported: No module named"),
     ],
 )
-def test_one_line_says_what_can_not_work(tmp_path: Path, variables: dict[str, str], says: str) -> None:
+def test_an_invalid_configuration_is_refused_with_one_line(
+    tmp_path: Path, variables: dict[str, str], says: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         configured(tmp_path, **({"broker_url": REDIS} | variables if variables else {}))
     text = str(caught.value)
@@ -55,13 +57,13 @@ def test_options_of_a_transport_are_added_to_ours(tmp_path: Path) -> None:
     assert options["visibility_timeout"] == 60
 
 
-def test_what_follows_from_the_time_limit(tmp_path: Path) -> None:
+def test_the_soft_time_limit_is_nine_tenths_of_the_time_limit(tmp_path: Path) -> None:
     assert configured(tmp_path, broker_url=REDIS, task_time_limit="100")["task_soft_time_limit"] == 90
 
 
 @pytest.mark.parametrize("url", [REDIS, RABBITMQ])
 @pytest.mark.parametrize("limit", ["none", "100", "7200"])
-def test_a_lease_has_nothing_to_do_with_the_time_limit(tmp_path: Path, url: str, limit: str) -> None:
+def test_the_lease_does_not_depend_on_the_time_limit(tmp_path: Path, url: str, limit: str) -> None:
     settings = configured(tmp_path, broker_url=url, task_time_limit=limit)
     assert ("task_soft_time_limit" in settings) == (limit != "none")
     assert settings["broker_transport_options"].get("visibility_timeout") == (60 if url == REDIS else None)
@@ -159,7 +161,7 @@ print(json.dumps({
 """
 
 
-def test_the_app_uses_what_the_environment_says(forks: Forks, service: Path) -> None:
+def test_the_app_uses_the_settings_of_the_environment(forks: Forks, service: Path) -> None:
     """The settings as Celery sees them, not as we have read them."""
     secret = service / "secret"
     secret.write_text("redis://:hunter2@broker:1/2\n")
@@ -198,7 +200,7 @@ def test_the_app_uses_what_the_environment_says(forks: Forks, service: Path) -> 
         ({"DEAD_LETTERS_MAX_COUNT": "0"}, "DEAD_LETTERS_MAX_COUNT is '0'; it must be greater than or equal to 1."),
     ],
 )
-def test_one_line_and_nothing_else_ends_every_process(
+def test_an_invalid_configuration_stops_every_process_with_one_line(
     forks: Forks, service: Path, variables: dict[str, str], says: str
 ) -> None:
     if variables and "CELERY_BROKER_URL_FILE" not in variables:

@@ -65,7 +65,7 @@ def test_a_message_names_the_option_and_what_is_allowed(option: dict[str, Any], 
         {"headers": {"tenant": "acme"}, "some_option": object()},
     ],
 )
-def test_what_is_allowed_passes(options: dict[str, Any]) -> None:
+def test_valid_options_are_accepted(options: dict[str, Any]) -> None:
     check("task", None, None, options)
     check("task", [1], {"a": 1}, options)
 
@@ -83,7 +83,7 @@ def task(app: Celery) -> Iterator[Any]:
     del app.tasks["tests.options"]
 
 
-def test_a_publisher_hears_of_it_however_it_sends(app: Celery, task: Any) -> None:
+def test_every_way_to_send_a_task_refuses_an_invalid_option(app: Celery, task: Any) -> None:
     wrong: Any = {"countdown": "1"}
     calls: tuple[Callable[[], Any], ...] = (
         lambda: task.apply_async(**wrong),
@@ -133,7 +133,7 @@ Limits = tuple[float | None, float | None]
         ([], (None, None), (600, 540), (None, None)),
     ],
 )
-def test_which_limits_a_run_has(of_message: object, of_decorator: Limits, of_worker: Limits, effective: Limits) -> None:
+def test_the_limits_of_a_run(of_message: object, of_decorator: Limits, of_worker: Limits, effective: Limits) -> None:
     conf = SimpleNamespace(task_time_limit=of_worker[0], task_soft_time_limit=of_worker[1])
     hard, soft = of_decorator
     task = SimpleNamespace(time_limit=hard, soft_time_limit=soft, app=SimpleNamespace(conf=conf))

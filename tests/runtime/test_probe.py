@@ -63,8 +63,8 @@ def test_the_probe_reports_the_state_until_the_worker_exits(
         [sign] = tmp_path.glob("*/worker-*")
         assert ask(capsys, "live") == (0, "alive")
         assert ask(capsys, "ready") == (ready[0], ready[1].format(sign.name.partition("-")[2]))
-        assert ask(capsys, "beat")[1].startswith("not alive: no beat runs here, says ")
-    assert ask(capsys, "live") == (1, f"not alive: no worker runs here, says {tmp_path}/unit-{os.getuid()}")
+        assert ask(capsys, "beat")[1].startswith("not alive: no beat runs here: no file in ")
+    assert ask(capsys, "live") == (1, f"not alive: no worker runs here: no file in {tmp_path}/unit-{os.getuid()}")
 
 
 def test_a_worker_without_signs_of_life_is_not_alive(

@@ -42,7 +42,7 @@ def answered(text: str) -> Exception:
     ],
     ids=str,
 )
-def test_it_waits_for_what_passes(error: Exception) -> None:
+def test_a_worker_waits_after_a_temporary_error(error: Exception) -> None:
     assert passes(error)
 
 
@@ -60,14 +60,16 @@ def test_it_waits_for_what_passes(error: Exception) -> None:
     ],
     ids=str,
 )
-def test_it_does_not_wait_for_what_never_passes(error: Exception) -> None:
+def test_a_worker_does_not_wait_after_a_permanent_error(error: Exception) -> None:
     assert not passes(error)
 
 
 @pytest.mark.parametrize(
     ("prefix", "start"), [("", ""), ("acme:", "acme:"), ("acme", "acme_")], ids=["none", "with a colon", "without one"]
 )
-def test_our_keys_begin_as_those_of_results(monkeypatch: pytest.MonkeyPatch, prefix: str, start: str) -> None:
+def test_our_keys_have_the_prefix_of_the_result_backend(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, start: str
+) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://localhost")
     monkeypatch.setenv("CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS", json.dumps({"global_keyprefix": prefix}))
     app = Celery("tests", set_as_current=False)

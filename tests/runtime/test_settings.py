@@ -71,7 +71,7 @@ def test_the_line_names_the_variable_with_its_prefix(monkeypatch: pytest.MonkeyP
         read(Prefixed)
 
 
-def test_what_is_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEEDED", "here")
     monkeypatch.setenv("PORT", "7")
     monkeypatch.setenv("MODE", "")

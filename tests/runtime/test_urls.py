@@ -31,7 +31,7 @@ WRONG = {
     "redis://:hunter2@localhost:6379/0?hunter2=1": OPTION,
     "redis://:hunter2@localhost:6379/0?ssl_cert_reqs=required": TLS,
     "rediss://:hunter2@localhost:6379/0?ssl_cert_reqs=hunter2": OPTION,
-    "rediss://:hunter2@localhost:6379/0?ssl_ca_certs=/hunter2": "{} names a file that isn't here, as ssl_ca_certs.",
+    "rediss://:hunter2@localhost:6379/0?ssl_ca_certs=/hunter2": "{} names a file that doesn't exist, as ssl_ca_certs.",
     "redis+socket://": "{} names no socket; write it such as redis+socket:///run/redis.sock.",
     "redis+socket://:hunter2@/run/redis.sock?virtual_host=x": DATABASE,
     "redis+cluster://:hunter2@localhost:6379/0": f"{{}} starts with 'redis+cluster'; it must start with {REDISES}",
@@ -93,7 +93,7 @@ def test_a_rabbitmq_that_can_not_be_the_broker(tmp_path: Path, url: str, says: s
         ({"broker_url": "redis+cluster://a"}, "CELERY_BROKER_URL starts with 'redis+cluster'; it must"),
     ],
 )
-def test_one_line_says_what_can_not_work(tmp_path: Path, settings: dict[str, str], says: str) -> None:
+def test_an_invalid_address_is_refused_with_one_line(tmp_path: Path, settings: dict[str, str], says: str) -> None:
     assert refusal(tmp_path, **({"broker_url": REDIS} | settings)).startswith(says)
 
 
@@ -115,7 +115,7 @@ def test_the_line_names_the_file_that_holds_the_address(tmp_path: Path) -> None:
     "url",
     ["redis://", "redis://localhost", "redis://localhost/", "redis://:%23%2F%40@[::1]:6379//1", "rediss://localhost/0"],
 )
-def test_these_can_work(tmp_path: Path, url: str) -> None:
+def test_a_valid_redis_url_is_accepted(tmp_path: Path, url: str) -> None:
     assert configured(tmp_path, broker_url=url)["result_backend"] == url
     assert configured(tmp_path, broker_url=RABBITMQ, result_backend=url)["result_backend"] == url
 
@@ -143,7 +143,7 @@ def connections(settings: dict[str, Any]) -> tuple[Any, Any]:
         ({"broker_url": "redis://a", "broker_use_ssl": '{"ssl_cert_reqs": "none"}'}, ssl.CERT_NONE),
     ],
 )
-def test_certificates_are_verified_unless_somebody_says_otherwise(
+def test_certificates_are_verified_by_default(
     tmp_path: Path, settings: dict[str, str], verifies: ssl.VerifyMode
 ) -> None:
     of_broker, of_results = connections(configured(tmp_path, **settings))
@@ -162,7 +162,9 @@ def test_certificates_are_verified_unless_somebody_says_otherwise(
         ({"result_backend": "redis://a", "redis_backend_use_ssl": '{"ssl_check_hostname": true}'}, ssl.CERT_REQUIRED),
     ],
 )
-def test_results_elsewhere_are_verified_too(tmp_path: Path, settings: dict[str, str], verifies: ssl.VerifyMode) -> None:
+def test_certificates_of_a_separate_result_backend_are_verified(
+    tmp_path: Path, settings: dict[str, str], verifies: ssl.VerifyMode
+) -> None:
     for broker in (REDIS, RABBITMQ):
         of_broker, of_results = connections(configured(tmp_path, broker_url=broker, **settings))
         assert not of_broker

@@ -168,7 +168,7 @@ def has_content(file: File) -> Iterator[str]:
 
 
 def has_no_scars(file: File) -> Iterator[str]:
-    """Blank lines and blanks that a condition left behind."""
+    """Find blank lines and blanks that a Jinja condition left behind."""
     text = file.text
     # The licenses are quoted as they are.
     blank_lines = 2 if file.suffix in {".py", ".mako"} or file.name == "LICENSE" else 1
@@ -187,7 +187,7 @@ def has_no_scars(file: File) -> Iterator[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses what YAML forbids and PyYAML takes: the same key twice."""
+    """Refuses duplicate keys, which YAML forbids and PyYAML accepts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -291,7 +291,10 @@ def depends_on_the_library_only(tree: Tree) -> Iterator[str]:
 
 
 def imports_are_declared(tree: Tree) -> Iterator[str]:
-    """By the library and the extras that are asked for, or, in tests, for development; and what is declared is used."""
+    """Check that each import is declared by the library, its extras or, in tests, the development dependencies.
+
+    Also check that each declared dependency is used.
+    """
     declared = dependencies(tree.files["pyproject.toml"])
     library = dependencies(tree.files[f"{LIBRARY}pyproject.toml"])
     extras = declared.runtime.get(LIBRARY_DISTRIBUTION, frozenset())
@@ -350,7 +353,7 @@ def wrong_arrows(file: File, package: str) -> tuple[str, ...]:
 
 
 def options_not_chosen_are_not_mentioned(tree: Tree) -> Iterator[str]:
-    """But in the library, all of which is always there."""
+    """Check that files don't mention options that aren't chosen. The library is not checked: it is always complete."""
     off = {option for option in WORDS if not tree.context[option]}
     for file in tree:
         if not is_library(file):

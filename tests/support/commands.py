@@ -20,7 +20,7 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 300, **variable
 def attempt(
     *command: str, cwd: Path | None = None, timeout: float = 300, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command likewise, and give how it ended; what it prints is in `stdout`."""
+    """Run a command like `run`, but return its result even if it fails. The output is in `stdout`."""
     return subprocess.run(
         command,
         cwd=cwd,

@@ -19,7 +19,7 @@ from support.servers import free_port, wait_until
 
 
 def require_engine() -> None:
-    """Skip the test where no engine answers; fail it where one ought to, as in CI."""
+    """Skip the test if no Docker engine answers, or fail it if REQUIRE_SERVICES=1, as in CI."""
     if reason := _what_is_missing():
         if os.environ.get("REQUIRE_SERVICES") == "1":
             pytest.fail(f"{reason} (REQUIRE_SERVICES forbids skipping)")
@@ -50,7 +50,7 @@ class Stack:
     """A project whose `make up` has started everything, under a name and on ports of its own."""
 
     def __init__(self, project: Project, settings: dict[str, str]) -> None:
-        """Prepare `.env` as somebody does whose ports are taken; `settings` are added to it."""
+        """Prepare `.env` with free ports, and add `settings` to it."""
         self.project = project
         self.folder = project.folder
         self.settings = settings
@@ -104,7 +104,7 @@ class Stack:
         self.wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
 
     def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait for what a container has to be asked for, which takes a quarter of a second."""
+        """Wait for a condition that asks a container. Each call takes a quarter of a second."""
         wait_until(condition, seconds, what, longest_pause_seconds=0.5)
 
     def logs(self, service: str) -> str:

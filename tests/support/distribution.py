@@ -1,8 +1,8 @@
 """Which tests one process of pytest-xdist runs: `pytest -n 5 --dist loadgroup`.
 
-A file stays together, since its tests share what they set up. The tests of real workers and servers mostly wait, and
-most of them set up everything for themselves: each goes to whichever process is free. Those that share a worker are
-kept together by a parameter, which is a part of their names:
+The tests of a file run in one process, because they share fixtures. Tests of real workers and servers are an exception:
+most of them share nothing and mostly wait, so each goes to the next free process. Those that share a worker are kept
+together by a parameter, which is a part of their names:
 
     @pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
 

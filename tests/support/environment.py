@@ -1,7 +1,7 @@
-"""What tests put into the environment of the programs that they start: what a user's shell has, and no more.
+"""The environment of programs that tests start: only variables that a user's shell has.
 
-The machines that run tests export PYTHONUNBUFFERED, for example, with which a worker's output would look complete
-where a user's isn't.
+The machines that run tests may export PYTHONUNBUFFERED, for example. With it, the output of a worker would appear at
+once, although a user's worker may buffer it.
 """
 
 import os
@@ -23,6 +23,6 @@ def of_a_user(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def of_a_package_client(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give the environment of uv or pip: a user's, and what they need on this machine to reach their registry."""
+    """Return the environment of uv or pip: a user's, and the variables to reach the registry on this machine."""
     kept = {name: value for name, value in os.environ.items() if OF_PACKAGE_CLIENTS.fullmatch(name)}
     return of_a_user(kept | dict(more or {}))

@@ -1,8 +1,8 @@
-"""Copier in this process, without the work that it would do again for each file and each run.
+"""Copier in this process, without work that it repeats for each file and each run.
 
-Of a render, 60 % is the compilation of the same Jinja sources, and 25 % is one `git config` process for each file. An
-update reads copier.yml and clones the template five times, by ten processes each. What Copier writes stays the same:
-test_questions.py compares it with what Copier's command line writes in a process of its own.
+A render spends 60 % of its time compiling the same Jinja sources, and 25 % on one `git config` process for each file.
+An update reads copier.yml and clones the template five times, with ten processes each. The output is the same:
+test_questions.py compares it with the output of Copier's command line.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def _compiled_once(compile_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings(environment: jinja2.Environment) -> tuple[object, ...]:
-    """What decides how a source is compiled."""
+    """Return the settings of an environment that change how it compiles a source."""
     return (
         type(environment),
         environment.undefined,

@@ -94,7 +94,7 @@ _to_delete_at_exit: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def read_config(template: Path | None = None) -> dict[str, Any]:
-    """What stands in copier.yml."""
+    """Read copier.yml."""
     text = ((template or working_tree()) / "copier.yml").read_text(encoding="utf-8")
     config: dict[str, Any] = yaml.safe_load(text)
     return config
@@ -183,7 +183,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def difference(expected: Path, actual: Path) -> str:
-    """What differs between two folders, as a person reads it; empty when nothing does."""
+    """Return the differences of two folders as text; "" if there are none."""
     wanted, found = contents(expected), contents(actual)
     lines = [f"missing: {path}" for path in sorted(wanted.keys() - found.keys())]
     lines += [f"unexpected: {path}" for path in sorted(found.keys() - wanted.keys())]

@@ -1,4 +1,4 @@
-"""A pytest plugin: what takes longest begins first, and the end of the report says how long each layer took."""
+"""A pytest plugin that starts the slowest tests first and reports how long each layer of tests took."""
 
 from collections import Counter, defaultdict
 from operator import itemgetter

@@ -1,4 +1,4 @@
-"""What `/proc` tells of processes. Linux only."""
+"""Read the state of processes from `/proc`. Linux only."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def child_pids(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this process exists and is more than a zombie."""
+    """Return whether this process exists and isn't a zombie."""
     return _state_and_parent(pid)[0] not in {"Z", "X", ""}
 
 

@@ -144,7 +144,7 @@ class InstalledProject(Project):
     def celery(
         self, *arguments: str, env: Mapping[str, str], timeout_seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run `celery -A …` likewise."""
+        """Run `celery -A …` like `run`."""
         return self.run("celery", "-A", f"{self.slug}.celery", *arguments, env=env, timeout_seconds=timeout_seconds)
 
     def copy(self, folder: Path) -> "InstalledProject":
@@ -161,9 +161,8 @@ def install(
 ) -> InstalledProject:
     """Install a project with uv, as its users do, into a virtual environment of its own.
 
-    `python` is a version or a path; without it UV_PYTHON counts, then the running Python. Installing takes a second;
-    when it shall be `compiled`, which pays where many processes are started, some more. `add` names packages that the
-    project shall depend on as well.
+    `python` is a version or a path. The default is UV_PYTHON, or else the running Python. Installing takes a second.
+    It takes longer if `compiled`, which saves time if a test starts many processes. `add` names further dependencies.
 
     Raises RuntimeError with uv's output.
     """
@@ -197,11 +196,11 @@ def kept_project(
     add: Sequence[str] = (),
     like: InstalledProject | None = None,
 ) -> InstalledProject:
-    """Give the project of these answers, with these modules in its `tasks/` too, by name.
+    """Return a project with these answers, and with these modules in its `tasks/`.
 
-    It is rendered and installed the first time, with these extras of our library and the packages to `add`, and then
-    kept for other test processes and later runs. With another project to be `like`, it is only rendered, and uses that
-    one's environment. Nobody may change it: see `InstalledProject.copy`.
+    The first call renders and installs it, with these extras of our library and the packages in `add`. Then it is kept
+    for other test processes and later runs. With `like`, it is only rendered and uses the environment of that project.
+    Tests must not change it: see `InstalledProject.copy`.
     """
     python = os.environ.get("UV_PYTHON") or sys.executable
     installed = [list(extras), list(add), like and like.folder.name]
@@ -230,14 +229,14 @@ def kept_project(
 
 
 def _sources() -> list[tuple[str, Path]]:
-    """Give what decides about the content of a rendered project, in a stable order."""
+    """Return the sources that determine the content of a rendered project, in a stable order."""
     folders = ("template", "includes")
     paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if "__pycache__" not in path.parts]
     return [(str(path), path) for path in sorted([REPOSITORY / "copier.yml", *paths]) if path.is_file()]
 
 
 def _delete_unused() -> None:
-    """Delete the projects that no run of late has used."""
+    """Delete projects that no recent run has used."""
     for about in KEPT.glob("*.json"):
         with contextlib.suppress(FileNotFoundError):
             if about.stat().st_mtime < time.time() - KEPT_SECONDS:
@@ -247,7 +246,7 @@ def _delete_unused() -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time through: tests run in parallel."""
+    """Hold a lock, because tests run in parallel processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -264,7 +263,7 @@ def run_python(
     *,
     timeout_seconds: float = 60,
 ) -> Any:
-    """Run `code` in a Python of its own, in the project, and give what its last line of output is.
+    """Run `code` in a new Python process in the project, and return its last line of output.
 
     That line is JSON; without any output the result is None. Raises RuntimeError with the output
     when the code fails, subprocess.TimeoutExpired when it takes too long.

@@ -1,4 +1,4 @@
-"""Publishers that are kept and fed: processes with the code and the environment of a service that sends tasks.
+"""Publishers: processes with the code and the environment of a service, which run code that sends tasks.
 
     with Publisher(project, {"CELERY_BROKER_URL": server.url}, output=tmp_path / "publisher") as publisher:
         publisher.run("from my_service.celery import hello_world; hello_world.delay().id")
@@ -115,7 +115,7 @@ class Publisher:
         return answer["value"]
 
     def close(self) -> None:
-        """Let it end; what it runs, it finishes first."""
+        """Stop the process after the code that it runs."""
         self._child.close()
 
     def kill(self) -> None:

@@ -1,7 +1,7 @@
-"""What Copier would write for each combination, without running Copier for each.
+"""Render every combination of answers, as Copier would, without running Copier for each.
 
 Every path segment and every body is compiled once, and rendered once for each distinct set of the variables that it
-mentions. tests/template/test_render.py proves the result equal to Copier's own.
+uses. tests/template/test_render.py checks that the result equals Copier's.
 """
 
 import os
@@ -63,7 +63,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What one combination renders to."""
+    """The rendered files of one combination."""
 
     files: Mapping[str, File]
     folders: frozenset[str] = frozenset()
@@ -161,7 +161,7 @@ class _Source:
 
 
 class Renderer:
-    """Renders combinations of one template; what it has rendered it keeps."""
+    """Renders combinations of one template, and caches rendered files."""
 
     def __init__(self, template: Template, combinations: Sequence[Combination]) -> None:
         self.template = template

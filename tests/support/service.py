@@ -1,4 +1,4 @@
-"""What a behaviour test works with: a project on real servers, its workers and its publishers."""
+"""Fixtures of behaviour tests: a project on real servers, its workers and its publishers."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ def full_project() -> InstalledProject:
 
 @functools.cache
 def plain_project() -> InstalledProject:
-    """Give the project with nothing chosen, in the same environment: its processes start in two thirds of the time."""
+    """Return the project without options, in the same environment. Its processes start faster, in 2/3 of the time."""
     modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
     return kept_project({}, modules, like=full_project())
 
@@ -54,7 +54,7 @@ class Service:
     def __init__(
         self, folder: Path, variables: Mapping[str, str], *, broker: Server, redis: Server, project: InstalledProject
     ) -> None:
-        """Keep what belongs together; `variables` name the servers."""
+        """Create a service; `variables` name the servers."""
         self.project = project
         self.folder = folder
         self.broker = broker
@@ -96,9 +96,9 @@ class Service:
         return self._publisher(self.variables | variables).run(self.header + code)
 
     def _publisher(self, variables: Mapping[str, str]) -> Publisher:
-        """Give the one with this environment. When something was done to a server, it is a new one.
+        """Return the publisher with this environment. After a fault of a server, it is a new one.
 
-        Each of them lives in good times only: what a process does whose connections break, tests of their own show.
+        Publishers here never see broken connections. Other tests cover these.
         """
         key = (frozenset(variables.items()), self.broker.changes, self.redis.changes)
         if key not in self._publishers:
@@ -225,9 +225,9 @@ def service_on_rabbitmq(project: InstalledProject, folder: Path, broker: Server)
 
 
 def empty(rabbitmq: Server) -> None:
-    """Take from RabbitMQ what somebody has left there, once the workers that were killed are gone for it too.
+    """Delete all messages in RabbitMQ, after it has noticed that killed workers are gone.
 
-    Its queues stay: RabbitMQ 3.10 can crash when a quorum queue is deleted soon after it was declared.
+    The queues stay, because RabbitMQ 3.10 can crash if a quorum queue is deleted soon after it was declared.
     """
     # A queue without a leader answers nothing.
     with kombu.Connection(rabbitmq.url, transport_options={"read_timeout": 10}) as connection:

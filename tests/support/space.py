@@ -54,7 +54,7 @@ class Template:
         return frozenset(found)
 
     def _decides_on(self, name: str) -> frozenset[str]:
-        """The questions that another one's answer decides on: whether they are asked, and what may be answered."""
+        """The questions that depend on another answer: whether they are asked, and their choices."""
         found = {name}
         for question, details in self.questions.items():
             sources = _strings([details.get(key) for key in EVALUATED])
@@ -126,7 +126,7 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a question comes to in one context."""
+    """The result of a question in one context."""
 
     asked: bool
     varied: bool

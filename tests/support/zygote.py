@@ -1,11 +1,11 @@
-"""A Python that has imported Celery and its libraries, and forks a publisher or a command for whoever asks.
+"""A Python that has imported Celery and its libraries, and forks a publisher or a command for each connection.
 
-It runs in the virtual environment of a project, as `python -c <this file> <socket>`; publisher.py talks to it. Without
-it each line that a test has a publisher run would start a Python and import Celery anew, for a second. Nothing of the
-project and of `celery_service` is imported before the fork: they read the environment, which each child gets anew.
+It runs in the virtual environment of a project, as `python -c <this file> <socket>`; publisher.py connects to it.
+Otherwise each publisher would start Python and import Celery, which takes a second. Nothing of the project or of
+`celery_service` is imported before the fork, because they read environment variables, which each child sets.
 
-Each connection is a child of its own. The first line that it gets says how it lives: `environment`, `folder`, and the
-file `output` for what it prints. Then each line is a request, and each gets a line as its answer:
+Each connection is served by its own child. The first line is its setup: `environment`, `folder`, and the file `output`
+for its output. Then each line is a request, and the child answers with a line:
 
     {"code": "celery.main"}           {"value": …}, that of the last expression, or {"error": a traceback}
     {"command": ["celery", …]}        {"status": 0}: the child runs it, as the program of that name would, and ends

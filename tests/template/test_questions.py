@@ -368,7 +368,7 @@ def test_a_narrow_terminal_shows_every_question_in_full(tmp_path: Path) -> None:
         terminal.end()
 
 
-def test_what_a_validator_says_is_short() -> None:
+def test_messages_of_validators_fit_into_a_narrow_terminal() -> None:
     """Copier puts 46 columns of its own before it."""
     at_the_prompt = {rule for question, _, rule in RULES if "validator" in asked_questions()[question]}
     assert len(at_the_prompt) > 5

@@ -124,7 +124,7 @@ class Bench:
     _begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        """Empty the servers and open the books."""
+        """Empty the servers, and start recording."""
         self.rng = random.Random(f"{self.seed} {self.cell}")
         self.folder = self.servers.folder / self.cell
         self.folder.mkdir()
@@ -158,7 +158,7 @@ class Bench:
 
     @property
     def lease(self) -> float:
-        """After so many seconds, others take over what a killed worker had. Kombu's own transport knows no leases."""
+        """Seconds after which other workers take over messages of a killed worker. Kombu's transport has no leases."""
         if self.defaults:
             return DEFAULT_LEASE
         return self.time_limit + MARGIN if self.stock else LEASE
@@ -214,7 +214,7 @@ class Bench:
         return "stock"
 
     def replace_dead_workers(self) -> None:
-        """Do what a supervisor does, and keep the books about it."""
+        """Restart dead workers, as a supervisor does, and record that."""
         for worker in [each for each in self.workers if each.process.poll() is not None]:
             self.note(f"{worker.log.stem} ended by itself with status {worker.process.returncode}")
             self.casualties.append(worker.log.stem)

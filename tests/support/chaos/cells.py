@@ -15,7 +15,7 @@ Fault = Callable[[Bench], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """Faults that happen while tasks run, and what may come of them."""
+    """Faults that happen while tasks run, and the allowed outcomes."""
 
     name: str
     faults: tuple[Fault, ...]
@@ -125,7 +125,7 @@ SHORT = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it."""
+    """The number of tasks and faults, and their durations."""
 
     tasks: int
     faults: int
@@ -167,7 +167,7 @@ class Outcome:
     journal: tuple[str, ...]
 
     def problems(self) -> list[str]:
-        """Say what must not be."""
+        """Return the outcomes that are not allowed."""
         found = {
             f"lost: {', '.join(self.lost)}": self.lost and not self.cell.stock,
             f"ran twice: {', '.join(self.doubled)}": self.doubled and not self.cell.doubles,

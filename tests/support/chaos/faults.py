@@ -1,6 +1,6 @@
-"""What goes wrong: each fault does one thing to the bench, at a moment that the plan has drawn.
+"""Faults. Each one does one thing to the bench, at a random time of the plan.
 
-To wait here is a part of the fault: so long something is away.
+A wait in a fault is the duration of the outage.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def _away(bench: Bench) -> None:
 
 
 def kill_child(bench: Bench) -> None:
-    """What the kernel does when memory runs out."""
+    """Kill a child process, as the kernel does if memory runs out."""
     worker = bench.rng.choice(bench.workers)
     # Celery ends a worker that loses a child before it has started.
     worker.wait_ready(60)
@@ -41,7 +41,7 @@ def kill_child(bench: Bench) -> None:
 
 
 def kill_worker(bench: Bench) -> None:
-    """What a power cut does; the supervisor starts another one."""
+    """Kill a worker, as a power cut does. The supervisor starts another one."""
     victim = bench.rng.choice(bench.workers)
     bench.note(f"SIGKILL to {victim.log.stem} and its children")
     bench.workers.remove(victim)
@@ -61,7 +61,7 @@ def kill_busy_worker(bench: Bench) -> None:
 
 
 def freeze_worker(bench: Bench) -> None:
-    """Stop a worker in its tracks, as a machine does that swaps or loses its network, and kill it a while later."""
+    """Freeze a worker, as a machine does that swaps or loses its network, and kill it later."""
     victim = bench.rng.choice(bench.workers)
     bench.note(f"SIGSTOP to {victim.log.stem} and its children, then SIGKILL")
     bench.workers.remove(victim)

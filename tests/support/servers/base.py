@@ -1,4 +1,4 @@
-"""What all servers share: how one is started, stopped, killed and frozen, and how a test waits for something."""
+"""The base class of all servers, with start, stop, kill and pause, and functions that wait for a condition."""
 
 import contextlib
 import os
@@ -22,10 +22,9 @@ Value = TypeVar("Value")
 
 
 def require(server_name: str, found: Value | None) -> Value:
-    """Give back what was `found`; without it skip the test, or fail it when REQUIRE_SERVICES=1.
+    """Return `found`. If it is None, skip the test, or fail it if REQUIRE_SERVICES=1.
 
-    A laptop may lack a server. Continuous integration sets REQUIRE_SERVICES, because a test that is skipped everywhere
-    protects nobody.
+    A laptop may lack a server. Continuous integration sets REQUIRE_SERVICES, so that each test runs somewhere.
     """
     if found is not None:
         return found

@@ -102,9 +102,9 @@ def _make_data(programs: Path, data: Path) -> None:
 
 
 def _as_ordinary_user() -> Sequence[str]:
-    """Give what to write before a command, since PostgreSQL refuses to run as root.
+    """Return the prefix of a command, because PostgreSQL refuses to run as root.
 
-    The folders of pytest let nobody in but root, so the command keeps the right to pass through.
+    Only root can enter the folders of pytest, so the command keeps the capability to search them.
     """
     if os.geteuid() != 0:
         return ()

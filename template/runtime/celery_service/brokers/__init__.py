@@ -1,11 +1,11 @@
-"""The brokers. The scheme of CELERY_BROKER_URL chooses one, and a broker is a module with
+"""The brokers. The scheme of CELERY_BROKER_URL chooses one. Each broker is a module with
 
-- `SCHEMES`, how its URLs may start, and `EXAMPLE`, one of them;
+- `SCHEMES`, the schemes of its URLs, and `EXAMPLE`, one such URL;
 - `settings(url, root)`, the Celery settings that it needs;
-- `check(settings, called)`, which completes the merged settings and refuses what can't work;
-  `called` gives what messages call a setting.
+- `check(settings, called)`, which completes the merged settings and refuses invalid ones;
+  `called` returns the name of a setting for error messages.
 
-results.py is about the result backend, for both brokers that are servers.
+results.py checks the result backend of both brokers that are servers.
 """
 
 from types import ModuleType
@@ -21,8 +21,8 @@ def by_scheme(url: str, called: str) -> ModuleType:
     """Return the broker of a URL.
 
     Raises:
-        ConfigurationError: There is no URL, or it starts otherwise. Only its scheme is shown: the
-            rest may hold a password.
+        ConfigurationError: There is no URL, or its scheme is unknown. The message shows only the
+            scheme, because the rest of the URL may hold a password.
     """
     if not url:
         raise ConfigurationError(

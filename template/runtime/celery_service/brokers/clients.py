@@ -1,7 +1,7 @@
-"""Clients never wait for a server that is away: publishers, web processes, shells.
+"""Clients, such as web processes and shells, never wait for a server that is unreachable.
 
 They get an `OperationalError` within 10 seconds, which names the server. Only workers wait.
-brokers/redis/backend.py is the part of it that reads results.
+brokers/redis/backend.py does the same for reading results.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ RESULTS = "celery_service.brokers.redis.backend"
 
 
 def install(app: Celery) -> None:
-    """Have `app` name the server in its errors, and wait for results in workers only."""
+    """Make errors of `app` name the server, and make only workers wait for the result backend."""
     app.amqp_cls = AMQP  # type: ignore[assignment]  # a class will do
     app.control_cls = Control  # type: ignore[assignment]
     app.loader.override_backends = {
@@ -43,8 +43,8 @@ class AMQP(_amqp.AMQP):  # type: ignore[misc]
             producer: Any, name: str, message: Any, *args: Any, queue: Any = None, **options: Any
         ) -> Any:
             known = self.queues.get(queue, queue) if isinstance(queue, str) else queue
-            # RabbitMQ then returns what no queue takes: see brokers/rabbitmq/transport.py. What is
-            # for all workers may be for none.
+            # RabbitMQ then returns a message that no queue takes; rabbitmq/transport.py handles it.
+            # A broadcast may go to no queue: perhaps no worker runs.
             if options.get("mandatory") is None:
                 options["mandatory"] = not isinstance(known, Broadcast)
             with broker_errors(producer.connection):
@@ -54,14 +54,14 @@ class AMQP(_amqp.AMQP):  # type: ignore[misc]
 
 
 class Mailbox(_control.Mailbox):  # type: ignore[misc]
-    """Where commands are sent from. Kombu would try to send one until it succeeds."""
+    """Sends commands and replies. Kombu would retry for ever."""
 
     #: As in `task_publish_retry_policy`.
     retry_policy: Mapping[str, Any] = MappingProxyType({})
 
     @contextmanager
     def producer_or_acquire(self, *args: Any, **options: Any) -> Iterator[Any]:
-        """Give what sends a command or a reply."""
+        """Yield a producer that retries as `retry_policy` says."""
         with super().producer_or_acquire(*args, **options) as producer:
             yield SimpleNamespace(publish=partial(producer.publish, retry_policy=self.retry_policy))
 
@@ -86,8 +86,8 @@ class Control(_control.Control):  # type: ignore[misc]
         """Send a command.
 
         Raises:
-            OperationalError: The broker is away. With a `connection`, it raises its errors: a
-                worker that starts tells by them that it has to wait.
+            OperationalError: The broker is unreachable. With a `connection`, errors of this
+                connection are raised instead: a worker that starts waits when it gets one.
         """
         if connection is not None:
             return super().broadcast(command, arguments, destination, connection, **options)

@@ -1,4 +1,4 @@
-"""How a worker receives messages. No message ends it, and it discards none."""
+"""How a worker receives messages. It survives any message and discards none."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ _celerys: Any = celery.worker.consumer.Consumer
 
 
 class Consumer(_celerys):  # type: ignore[misc]
-    """Makes a dead letter of each message that Celery would discard, or that would end Celery."""
+    """Keeps messages as dead letters that Celery would discard, or that would end the worker."""
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
-        """Return what is called with each message."""
+        """Return the function that is called with each message."""
         handle = super().create_task_handler(*args, **options)
 
         def on_task_received(message: Any) -> None:
@@ -45,7 +45,7 @@ class Consumer(_celerys):  # type: ignore[misc]
         return on_task_received
 
     def hand_back(self, *, blocked: bool) -> None:  # noqa: ARG002
-        """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
+        """Give unfinished messages back; lifecycle/shutdown.py calls this if threads are green."""
         connection: Any = self.connection
         connection.close()
 
@@ -55,44 +55,44 @@ class Consumer(_celerys):  # type: ignore[misc]
         super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Keep a message for a task that this worker doesn't have, as during a deployment."""
+        """Keep a message for a task that this worker doesn't know, as during a deployment."""
         self.keep(message, "unknown_task", unknown(message))
         super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
-        """Keep a message whose parts don't make a task."""
+        """Keep a message whose headers or body are invalid."""
         self.keep(message, "undecodable", exc)
         message.reject_log_error(logger, self.connection_errors)
         task_rejected.send(sender=self, message=message, exc=exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Keep a message whose body can't be read."""
+        """Keep a message whose body can't be decoded."""
         self.on_invalid_task(None, message, exc)
 
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
-        """Make a dead letter of a message. The message is rejected afterwards."""
+        """Keep a message as a dead letter. The caller rejects the message afterwards."""
         keep(self.app, message, reason, exception)
 
 
 def unknown(message: Any) -> NotRegistered:
-    """Return what is wrong with a message for a task that nobody knows."""
+    """Return the error for a message whose task is unknown."""
     return NotRegistered(f"no task is named {message.headers.get('task')!r}")
 
 
 def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: object) -> None:
-    """Make a dead letter of a message, and mark its task as failed if it is for one.
+    """Keep a message as a dead letter. If it is for a task, mark the task as failed.
 
     Args:
         app: The application.
-        message: The message, as Kombu has it.
-        reason: What the command `dead-letters` calls it.
-        exception: What the task fails with.
-        more: What the record says besides.
+        message: The message, a `kombu.Message`.
+        reason: The reason that `celery dead-letters` shows.
+        exception: The exception that the task fails with.
+        more: Further fields of the record.
 
     Raises:
-        RedisError: Redis can't be reached, or can't write.
+        RedisError: Redis is unreachable, or refuses to write.
     """
-    # As text, these two have quotes or brackets around their message.
+    # str() of these two puts quotes or brackets around the message.
     text = exception.args[0] if isinstance(exception, KeyError | Reject) else exception
     record = story_of_message(message, reason=reason, error=f"{type(exception).__name__}: {text}")
     DeadLetters(app).add(record | more)
@@ -104,7 +104,7 @@ def keep(app: Celery, message: Any, reason: str, exception: Exception, **more: o
 
 @contextmanager
 def logged(text: str) -> Iterator[None]:
-    """Log exceptions, except those of Redis and the broker, after which the caller tries again."""
+    """Log exceptions. Raise those of Redis and the broker, after which the caller tries again."""
     try:
         yield
     except (RedisError, OperationalError):

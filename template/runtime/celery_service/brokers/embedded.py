@@ -1,4 +1,4 @@
-"""Brokers that need no server: folders for one worker on a laptop, and memory for tests."""
+"""Brokers without a server: `filesystem://` for one worker on a laptop, `memory://` for tests."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from celery_service.config.settings import ConfigurationError
 
 SCHEMES = ("filesystem", "memory")
 EXAMPLE = "filesystem://localhost"
-#: How the addresses of results may start that need no server either.
+#: The schemes of result backends that need no server either.
 RESULTS = ("file", "cache+memory")
 
 
 def without_a_broker(environ: Mapping[str, str]) -> dict[str, object]:
-    """Return the settings where nothing names a broker: files, if DEV_BROKER allows it.
+    """Return the settings if no broker is configured: the filesystem broker if DEV_BROKER=files.
 
-    The Makefile of a project sets DEV_BROKER=files. It can't tell itself whether a broker is named:
-    `.env`, `celeryconfig.py` or the file that a variable names may do that.
+    The Makefile of a project sets DEV_BROKER=files. The Makefile can't know whether a broker is
+    configured, because `.env`, `celeryconfig.py` or CELERY_BROKER_URL_FILE may do that.
     """
     if environ.get("DEV_BROKER") != "files":
         return {}
@@ -32,10 +32,10 @@ def without_a_broker(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
-    """Return the settings; the folders are in `.dev/` of the project, and are made here.
+    """Return the settings, and create the folders in `.dev/` of the project.
 
     Raises:
-        ConfigurationError: The folders can't be made.
+        ConfigurationError: The folders can't be created.
     """
     common: dict[str, object] = {
         "task_queues": {name: {"exchange": name} for name in NAMES},
@@ -46,7 +46,7 @@ def settings(url: str, root: Path) -> dict[str, object]:
     folder = root / ".dev"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Arguments and results may be private, and the folder may have been there, for uv.
+        # Arguments and results may be private. uv may have created the folder before.
         folder.chmod(0o700)
         for name in ("messages", "control", "results"):
             (folder / name).mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def settings(url: str, root: Path) -> dict[str, object]:
             f"{folder} can't hold messages: {error.strerror}; name a broker in CELERY_BROKER_URL."
         ) from None
     return common | {
-        # Celery doesn't decode this URL: a blank stays a blank.
+        # Celery doesn't decode this URL, so blanks must not be encoded.
         "result_backend": f"file://{folder / 'results'}",
         "beat_schedule_filename": str(folder / "celerybeat-schedule"),
         "broker_transport_options": {
@@ -67,10 +67,10 @@ def settings(url: str, root: Path) -> dict[str, object]:
 
 
 def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
-    """Refuse results that are neither in memory or a folder nor in a Redis.
+    """Refuse a result backend that isn't memory, a folder or Redis.
 
     Raises:
-        ConfigurationError: They can't be there.
+        ConfigurationError: The result backend isn't one of these, or its address is invalid.
     """
     if addresses.scheme_of(str(settings["result_backend"])) not in RESULTS:
         results.check(settings, called)

@@ -1,4 +1,4 @@
-"""What clients get when a server can't be used: an `OperationalError` of one line that names it."""
+"""The error that clients get when a server fails: an `OperationalError` that names the server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +10,19 @@ from kombu.exceptions import OperationalError
 
 def unavailable(server: str, error: BaseException) -> OperationalError:
     """Return the error to raise for a server that has failed with `error`."""
-    # Kombu turns an error into an OperationalError of its own, which may have lost the text.
+    # Kombu wraps an error in an OperationalError of its own, which may lack the text.
     while isinstance(error, OperationalError) and error.__cause__:
         error = error.__cause__
-    # Errors of RabbitMQ begin with the number of a method; `reply_text` is without it.
+    # str() of an error of RabbitMQ begins with the number of a method; `reply_text` doesn't.
     text = getattr(error, "reply_text", None) or str(error) or type(error).__name__
-    # redis-py quotes a command, and those of Kombu contain control characters.
+    # redis-py quotes the command, and Kombu's commands contain control characters.
     line = "".join(each if each.isprintable() else " " for each in text)
     return OperationalError(f"{server}: {' '.join(line.split())}")
 
 
 @contextmanager
 def broker_errors(connection: Any) -> Iterator[None]:
-    """Turn what a broker and the connection to it can raise into an `OperationalError`.
+    """Convert all exceptions of a broker and of the connection to it into `OperationalError`.
 
     Raises:
         OperationalError: The broker can't be reached, refuses the client or can't do what it asked.
@@ -41,7 +41,7 @@ def broker_errors(connection: Any) -> Iterator[None]:
 
 
 def _hosts(connection: Any) -> str:
-    """Return host and port of a broker, or of all where CELERY_BROKER_URL names several."""
+    """Return host and port of the broker, or of each if CELERY_BROKER_URL names several."""
     urls = connection.alt or [connection.as_uri()]
     found = [urlsplit(url if "://" in url else f"//{url}") for url in urls]
     port = connection.transport.default_port

@@ -31,7 +31,7 @@ def is_too_deep(*containers: object) -> bool:
 
 
 def _containers(values: Iterable[object]) -> list[Any]:
-    # Each once, since a list that contains itself twice would double at each level.
+    # Each object once: otherwise a list that contains itself twice would double at each level.
     return list({id(each): each for each in values if isinstance(each, _CONTAINERS)}.values())
 
 
@@ -50,7 +50,7 @@ def check(message: Any) -> None:
     if message.errors:  # Kombu can't decompress it.
         raise message.errors[0][1]
     payload, headers = message.payload, message.headers
-    # In the form of Celery 3, everything is in the body.
+    # Celery 3 puts everything into the body (message protocol 1).
     if isinstance(payload, dict) and ("args" in payload or "task" not in headers):
         headers = payload | headers
         payload = [payload.get("args", []), payload.get("kwargs", {}), {}]
@@ -71,7 +71,7 @@ def check(message: Any) -> None:
 
 
 def is_task(headers: Any) -> bool:
-    """Tell whether headers have the name of a task, and an id that Redis can have in a key."""
+    """Tell whether headers have the name of a task, and an id that can be a part of a Redis key."""
     name, id_ = headers.get("task"), headers.get("id")
     try:
         return isinstance(name, str) and isinstance(id_, str) and id_.encode() != b""

@@ -11,12 +11,13 @@ DEAD_LETTER_QUEUE = "dead_letter"
 #: The most urgent comes first.
 NAMES = ("high_priority", "default", "low_priority", DEAD_LETTER_QUEUE)
 
-# What RabbitMQ has delayed carries the delay in front: 28 digits, each with a dot.
+# On RabbitMQ, the routing key of a delayed message begins with the delay: 28 digits, each with a
+# dot.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
 
 def install(app: Celery) -> None:
-    """Have workers of `app` leave the dead letters alone."""
+    """Make workers of `app` not consume the queue `dead_letter`, unless `-Q` names it."""
 
     def deselect(instance: Any, **kwargs: object) -> None:
         if instance.app is app:
@@ -30,8 +31,8 @@ def route_by_priority(
 ) -> dict[str, object] | None:
     """Choose the queue of a message that was sent with a `priority`: 7 to 9 high, 0 to 2 low.
 
-    The queue carries the priority: brokers agree neither on which number is the most urgent nor on
-    whether there are priorities inside a queue.
+    Priorities choose a queue because brokers handle them differently: RabbitMQ delivers the highest
+    number first, Redis the lowest, and not every queue supports priorities.
     """
     priority = options.get("priority")
     if not isinstance(priority, int) or "queue" in options or 3 <= priority <= 6:
@@ -43,19 +44,19 @@ def queue_of(app: Celery, delivery_info: Any) -> str | None:
     """Return the name of the queue that a message came from; None if no queue here fits.
 
     Args:
-        app: The application of the worker that has got the message.
-        delivery_info: What its broker says: `exchange` and `routing_key`.
+        app: The application of the worker that received the message.
+        delivery_info: The message's `exchange` and `routing_key`.
     """
     exchange = (delivery_info or {}).get("exchange")
     key = _DELAY.sub("", str((delivery_info or {}).get("routing_key") or ""))
-    if not exchange:  # that exchange has every queue under its name
+    if not exchange:  # the default exchange routes by the name of the queue
         return key or None
     queues = app.amqp.queues.values()
     fitting = (
         *(each for each in queues if (each.exchange.name, each.routing_key) == (exchange, key)),
-        # Its binding may have a wildcard.
+        # The binding of the queue may have a wildcard.
         *(each for each in queues if each.exchange.name == exchange),
-        # After a delay, the exchange is that of delays.
+        # After a delay, `exchange` is the one that delays messages.
         *(each for each in queues if each.routing_key == key),
     )
     return str(fitting[0].name) if fitting else None

@@ -1,5 +1,5 @@
-"""Where results are: in a Redis, whatever the broker is. Dead letters and counts of deliveries are
-there, too, so no other result backend will do.
+"""The result backend. It must be a Redis, whatever the broker is, because it also stores dead
+letters and counts of deliveries.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ EXAMPLE = "redis://localhost:6379/0"
 
 
 def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
-    """Complete the settings of the result backend, and refuse what can't work.
+    """Complete the settings of the result backend, and refuse invalid ones.
 
     Raises:
-        ConfigurationError: There is no Redis for results, or its address can't work.
+        ConfigurationError: No Redis is configured for results, or its address is invalid.
     """
     url = str(settings.get("result_backend") or "")
     variable = called("broker_url" if url == settings["broker_url"] else "result_backend")
@@ -46,11 +46,11 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
             f"{variable} names a Sentinel."
         )
     if scheme == "rediss" or settings.get("redis_backend_use_ssl"):
-        # Celery has no default, and refuses an address without this option.
+        # Celery has no default for this option and refuses an address without it.
         verify = {"ssl_cert_reqs": CERT_REQUIRED}
         settings["redis_backend_use_ssl"] = verify | (settings.get("redis_backend_use_ssl") or {})
     if scheme == "redis+socket":
-        # It is an option of TCP.
+        # A Unix socket has no TCP keepalive.
         settings["redis_socket_keepalive"] = False
     try:
         _have_celery_read(settings)
@@ -59,7 +59,7 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
 
 
 def _have_celery_read(settings: dict[str, Any]) -> None:
-    """Make a connection to the result backend, and don't open it."""
+    """Create a connection to the result backend without opening it."""
     app = Celery("of the check", set_as_current=False)
     app.config_from_object(settings)
     backend: Any = app.backend

@@ -1,3 +1,3 @@
-"""The configuration of a process: defaults.py, environment.py and merge.py for Celery, settings.py
-for everything else.
+"""The configuration of a process. settings.py reads the settings of a service, the other modules
+those of Celery.
 """

@@ -1,4 +1,4 @@
-"""What the address of a server may be. No message shows a part of it: it may hold a password."""
+"""Checks the addresses of servers. No message shows an address: it may contain a password."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -20,27 +20,28 @@ WRONG_OPTION = (
 
 
 def scheme_of(url: str) -> str:
-    """Return how an address starts, such as `redis`; nothing when it has no `://`."""
+    """Return the scheme of an address, such as `redis`, or "" if it has no `://`."""
     scheme, separator, _ = url.partition("://")
     return scheme if separator else ""
 
 
 def wrong_scheme(called: str, url: str, allowed: str) -> ConfigurationError:
-    """Return the error for an address that starts with something that is not allowed."""
+    """Return the error for an address with a scheme that isn't allowed."""
     scheme = scheme_of(url)
     shown = f"starts with {scheme[:20]!r}" if scheme else "doesn't start with a scheme"
     return ConfigurationError(f"{called} {shown}; it must start with {allowed}.")
 
 
 def check_server(url: str) -> None:
-    """Check what all addresses have.
+    """Check the address of any server.
 
     Raises:
-        ValueError: The address can't work. The text completes a sentence about its variable.
+        ValueError: The address is invalid. The message is the end of a sentence that begins with
+            the name of its variable.
     """
     try:
         port = url_to_parts(url).port
-    except ValueError:  # its text quotes the address
+    except ValueError:  # its message contains the address
         port = 0
     if port == 0:
         raise ValueError(
@@ -53,7 +54,7 @@ def check_redis(url: str) -> None:
     """Check the address of a Redis.
 
     Raises:
-        ValueError: The address can't work. The text completes a sentence about its variable.
+        ValueError: The address is invalid: see check_server.
     """
     check_server(url)
     parts = url_to_parts(url)
@@ -69,16 +70,16 @@ def check_redis(url: str) -> None:
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         path = parts.query.get(name)
         if path and not Path(path).is_file():
-            raise ValueError(f"names a file that isn't here, as {name}")
+            raise ValueError(f"names a file that doesn't exist, as {name}")
 
 
 def check_brokers(
     settings: Mapping[str, Any], called: Callable[[str], str], check: Callable[[str], None]
 ) -> None:
-    """Check the addresses of the broker, and have Kombu read them.
+    """Check the addresses of the broker: with `check`, and by parsing them with Kombu.
 
     Raises:
-        ConfigurationError: One of them can't work.
+        ConfigurationError: An address is invalid.
     """
     for name in BROKERS:
         for url in filter(None, (settings.get(name) or "").split(";")):

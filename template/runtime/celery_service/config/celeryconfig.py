@@ -1,5 +1,5 @@
-"""Read `celeryconfig.py`, for settings that need Python. Its mistakes end the process with one line
-that names the file, and the line in it.
+"""Reads `celeryconfig.py`, for settings that need Python. An error in it stops the process with one
+line that names the file and the line number.
 """
 
 import __future__
@@ -15,7 +15,7 @@ from celery_service.config.environment import nearest
 from celery_service.config.settings import ConfigurationError
 from celery_service.config.values import SETTING_TYPES, from_python
 
-# What a traceback shows before it comes to the file.
+# Files whose frames a traceback contains before those of `celeryconfig.py`.
 _LOADERS = (__file__, importlib.__file__, runpy.__file__)
 
 
@@ -23,11 +23,11 @@ def read_celeryconfig(root: Path, environ: Mapping[str, str]) -> tuple[str, dict
     """Return the settings of `celeryconfig.py`, or of the module that CELERY_CONFIG_MODULE names.
 
     Returns:
-        What messages call the file, and its settings: name → value.
+        The name of the file for error messages, and its settings: name → value.
 
     Raises:
-        ConfigurationError: The file can't be run, a name in there is no setting of Celery, or
-            a setting can't have its value.
+        ConfigurationError: The file can't be run, a name in it is not a setting of Celery, or the
+            value of a setting is invalid.
     """
     module = environ.get("CELERY_CONFIG_MODULE", "")
     path = root / "celeryconfig.py"
@@ -65,7 +65,7 @@ def _in_one_line(called: str, error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Return the file and the line that a user has to look at."""
+    """Return the file and the line of the error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}"
     for frame in traceback.extract_tb(error.__traceback__):

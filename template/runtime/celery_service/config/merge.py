@@ -1,7 +1,7 @@
-"""How Celery is configured: our defaults, then the project's `celeryconfig.py` if there is one,
-then the `CELERY_*` environment.
+"""The configuration of Celery: our defaults, then the project's `celeryconfig.py` if it exists,
+then the `CELERY_*` environment variables.
 
-To change a default, set its variable or name it in `celeryconfig.py`.
+To change a default, set its variable, or set it in `celeryconfig.py`.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from celery_service.config.defaults import DEFAULTS
 from celery_service.config.environment import read_settings, variable_of
 from celery_service.config.settings import ConfigurationError
 
-#: Settings that are options of a transport: naming one of them must not drop the others.
+#: Settings that are dicts of options. If you set one option, the others keep their defaults.
 OPTIONS = ("broker_transport_options", "result_backend_transport_options")
 
 
@@ -29,13 +29,13 @@ def install(app: Celery, *, tasks: str, routes: Mapping[str, str]) -> None:
     """Give `app` its configuration.
 
     Raises:
-        ConfigurationError: No broker is named, or a setting can't be understood.
+        ConfigurationError: No broker is configured, or a setting is invalid.
     """
     root = root_of(tasks)
     try:
         settings = configuration(root=root, routes=routes)
     except ConfigurationError:
-        # `celery -A … worker --help` imports the app before it prints the help, and then ends.
+        # `celery -A … worker --help` imports the app before it prints the help, and then exits.
         if "--help" not in sys.argv:
             raise
         settings = configuration(
@@ -45,9 +45,9 @@ def install(app: Celery, *, tasks: str, routes: Mapping[str, str]) -> None:
 
 
 def root_of(package: str) -> Path:
-    """Return the folder of the project: with the package and a `pyproject.toml`.
+    """Return the folder of the project, which contains the package and a `pyproject.toml`.
 
-    Where the package is installed, as in an image, it is the current folder.
+    If the package is installed, as in an image, return the current folder.
     """
     found = importlib.util.find_spec(package.partition(".")[0])
     for place in (found and found.submodule_search_locations) or ():
@@ -65,10 +65,10 @@ def configuration(
     Args:
         root: The folder of the project, where `celeryconfig.py` may be.
         routes: Pattern of task names → queue.
-        environ: Where to look for `CELERY_*`.
+        environ: The environment variables.
 
     Raises:
-        ConfigurationError: No broker is named, or a setting can't be understood.
+        ConfigurationError: No broker is configured, or a setting is invalid.
     """
     file, in_file = read_celeryconfig(root, environ)
     in_environment = read_settings(environ)
@@ -77,7 +77,7 @@ def configuration(
         chosen |= embedded.without_a_broker(environ)
 
     def called(name: str) -> str:
-        """Return what messages call a setting: where a user has set it, or could set it."""
+        """Return the name of a setting for error messages: where it is set, or can be set."""
         variable = variable_of(name)
         if name in in_file and name not in in_environment:
             return f"{name} in {file}"
@@ -103,7 +103,8 @@ def _derive_time_limits(settings: dict[str, object], called: Callable[[str], str
     limit = settings["task_time_limit"]
     if not isinstance(limit, int | float):
         return
-    # It raises SoftTimeLimitExceeded inside the task, which then has the rest to clean up.
+    # The soft limit raises SoftTimeLimitExceeded in the task. The task can clean up until the hard
+    # limit.
     soft = settings.setdefault("task_soft_time_limit", 0.9 * limit)
     if isinstance(soft, int | float) and soft >= limit:
         raise ConfigurationError(

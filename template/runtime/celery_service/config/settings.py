@@ -1,4 +1,4 @@
-"""Settings that can't work stop the process with one line, as `CELERY_*` variables do."""
+"""Reads settings. An invalid one stops the process with one line."""
 
 from typing import TypeVar
 
@@ -9,30 +9,30 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class ConfigurationError(SystemExit):
-    """The configuration can't work: one line names the variable, what is wrong, what is allowed.
+    """The configuration is invalid. One line names the variable, the problem and allowed values.
 
-    A `SystemExit`, so that every process that imports the app prints that line and exits with
-    status 1 instead of showing a traceback.
+    This is a `SystemExit`, so that every process that imports the app prints that line and exits
+    with status 1, without a traceback.
     """
 
 
 def read(kind: type[S]) -> S:
-    """Return the settings that the environment holds.
+    """Return the settings from the environment variables.
 
     Raises:
-        ConfigurationError: A variable is missing, or its value can't be used.
+        ConfigurationError: A variable is missing or its value is invalid.
     """
     try:
         return kind()
     except ValidationError as error:
         raise ConfigurationError(_in_one_line(kind, error)) from None
     except SettingsError as error:
-        # A list or a dict that isn't JSON. The text names the field, not the value.
+        # A list or a dict isn't JSON. The message names the field, but not the value.
         raise ConfigurationError(f"The environment: {error}.") from None
 
 
 def _in_one_line(kind: type[BaseSettings], error: ValidationError) -> str:
-    """Say of the first variable that is wrong what is wrong with it, and what is allowed."""
+    """Describe the first problem: the variable, what is wrong, and what is allowed."""
     problem = error.errors(include_url=False, include_context=False)[0]
     name, *inside = (str(part) for part in problem["loc"] or ("settings",))
     variable = (kind.model_config.get("env_prefix", "") + name).upper()
@@ -44,13 +44,13 @@ def _in_one_line(kind: type[BaseSettings], error: ValidationError) -> str:
     reason = problem["msg"].removesuffix(".")
     _, is_pydantic, allowed = reason.partition("Input should be ")
     if not is_pydantic:
-        # "Value error, " is followed by what a validator of ours says, such as "must be …".
+        # After "Value error, " comes the message of a validator of ours, such as "must be …".
         reason = reason.removeprefix("Value error, ")
         return f"{variable} {reason[0].lower()}{reason[1:]}."
-    # After a comma it tells how it has tried: "a valid integer, unable to parse string as …".
+    # Remove the details after the comma: "a valid integer, unable to parse string as …".
     allowed = allowed.partition(", unable")[0]
     value, field = str(problem["input"]), kind.model_fields.get(name)
-    # An address may hold a password, too.
+    # An address may contain a password, too.
     secret = "Secret" in str(field and field.annotation) or "://" in value
     shown = "can't be used" if secret else f"is {value!r}"
     return f"{variable} {shown}; it must be {allowed}."

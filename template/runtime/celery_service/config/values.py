@@ -1,7 +1,7 @@
-"""What the value of a setting may be: its type, by Celery's own option table, and its limits.
+"""Checks the values of settings: their type, from Celery's own option table, and their range.
 
-Variables hold text, `celeryconfig.py` holds Python. Both come through here, and what can't work
-stops the process with one line.
+The values come from variables, as text, or from `celeryconfig.py`, as Python objects. An invalid
+value stops the process with one line.
 """
 
 import math
@@ -25,8 +25,8 @@ from celery_service.config.settings import ConfigurationError
 
 _OPTIONS: dict[str, Any] = dict(flatten(NAMESPACES))
 
-#: Name of the setting → its type as Celery's table spells it. Below are those where Celery takes
-#: something else, and those where less than the type can work.
+#: Setting → its type, as Celery's table names it. The exceptions below are settings that accept
+#: other types than the table says, or not all values of the type.
 SETTING_TYPES: dict[str, str] = {name: str(option.type) for name, option in _OPTIONS.items()} | {
     "beat_cron_starting_deadline": "int",
     "broker_connection_timeout": "seconds",
@@ -39,7 +39,7 @@ SETTING_TYPES: dict[str, str] = {name: str(option.type) for name, option in _OPT
     "redis_socket_connect_timeout": "seconds",
     "redis_socket_timeout": "seconds",
     "result_backend": "address",
-    # Celery's default is -1: it keeps none.
+    # Celery's default is -1: no cache.
     "result_cache_max": "count or -1",
     "result_compression": "string",
     "result_expires": "expiry",
@@ -59,14 +59,14 @@ SETTING_TYPES: dict[str, str] = {name: str(option.type) for name, option in _OPT
     "worker_eta_task_limit": "count or none",
     "worker_max_memory_per_child": "count",
     "worker_max_tasks_per_child": "count",
-    # Celery takes 0 for "as many as there are".
+    # 0 means no limit.
     "worker_prefetch_multiplier": "number of messages",
     "worker_proc_alive_timeout": "seconds",
     "worker_redirect_stdouts_level": "int or string",
     "worker_soft_shutdown_timeout": "grace period",
 }
 
-# A setting with such a type needs Python: see `celeryconfig.py` in docs/dev/celery.md.
+# Settings of this type can only be set in Python: see `celeryconfig.py` in docs/dev/celery.md.
 NOT_A_STRING = "any"
 
 
@@ -99,7 +99,7 @@ def _auto(text: str) -> str:
 
 
 def _without_blanks(text: str) -> str:
-    # Celery reads these variables once more, as they are.
+    # Celery reads these variables again, without removing blanks.
     if text.split() != [text]:
         raise ValueError("has a blank")
     return text
@@ -136,13 +136,13 @@ _List = Annotated[list[Any], BeforeValidator(_json)]
 
 
 class _Type(NamedTuple):
-    """How values of a type are read, and what a message says is allowed."""
+    """A parser for values of a type, and the allowed values for error messages."""
 
     adapter: TypeAdapter[Any]
     allowed: str
-    #: The same of Python, where text is JSON.
+    #: The allowed values in Python, if `allowed` describes JSON.
     in_python: str = ""
-    #: Whether Celery takes objects of other classes as well, such as a router.
+    #: Whether Celery also accepts objects of other classes, such as a router.
     objects: bool = False
 
 
@@ -198,25 +198,25 @@ TYPES: dict[str, _Type] = {
     ),
     "tuple": _type(Annotated[tuple[Any, ...], _WORDS], _LIST, "a tuple", objects=True),
 }
-# Their values may hold a password.
+# Types whose values may contain a password.
 _SECRET = ("text", "an address without blanks")
 _PLAIN = (bool, bytes, dict, float, int, list, set, str, tuple)
 
 
 def from_text(called: str, setting: str, text: str) -> object:
-    """Return the value that `text` stands for.
+    """Parse the value of a setting.
 
     Args:
-        called: What a message calls the setting, such as the name of its variable.
-        setting: Its name in SETTING_TYPES.
-        text: What the environment says.
+        called: The name for error messages, such as the name of the variable.
+        setting: The name of the setting in SETTING_TYPES.
+        text: The value of the variable.
 
     Raises:
-        ConfigurationError: The setting can't have that value, or none that is text.
+        ConfigurationError: The value is invalid, or the setting can't be set as text.
     """
     name = SETTING_TYPES[setting]
     if name == NOT_A_STRING:
-        raise ConfigurationError(f"{called} has no form as text; set it in celeryconfig.py.")
+        raise ConfigurationError(f"{called} can't be set as text; set it in celeryconfig.py.")
     type_ = TYPES[name]
     try:
         return type_.adapter.validate_python(text if name == "address" else text.strip())
@@ -227,10 +227,10 @@ def from_text(called: str, setting: str, text: str) -> object:
 
 
 def from_python(called: str, setting: str, value: object) -> object:
-    """Return the value that a setting in `celeryconfig.py` has, of the type that Celery expects.
+    """Return the value of a setting in `celeryconfig.py`, converted to the type Celery expects.
 
     Raises:
-        ConfigurationError: The setting can't have that value.
+        ConfigurationError: The value is invalid.
     """
     name = SETTING_TYPES[setting]
     if name == NOT_A_STRING or (value is None and _OPTIONS[setting].default is None):
@@ -239,13 +239,13 @@ def from_python(called: str, setting: str, value: object) -> object:
     if type_.objects and (value is not None and not isinstance(value, _PLAIN)):
         return value
     if name == "json" and isinstance(value, str):
-        return value  # the import path of a router, or of annotations
+        return value  # the import path of a router or of annotations
     allowed = type_.in_python or type_.allowed
     try:
         if isinstance(value, bool) and "bool" not in name:
             raise ValueError("True is no number")
         return type_.adapter.validate_python(value)
-    except ValueError:  # pydantic's is one, too
+    except ValueError:  # pydantic's ValidationError is one, too
         hidden = bool(type_.in_python) or allowed in _SECRET
         shown = f"is of type {type(value).__name__}" if hidden else f"is {value!r}"
         raise ConfigurationError(f"{called} {shown}; it must be {allowed}.") from None

@@ -1,1 +1,1 @@
-"""What tasks keep data in: a database and a cache, each opened once for an event loop."""
+"""The database and the cache of tasks. Each event loop opens its own connections."""

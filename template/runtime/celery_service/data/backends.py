@@ -1,4 +1,4 @@
-"""What aiocache 0.12.3 needs mended, which is its newest release: https://aiocache.aio-libs.org"""
+"""Fixes for aiocache 0.12.3, which is the newest release: https://aiocache.aio-libs.org"""
 
 import asyncio
 import json
@@ -8,14 +8,14 @@ from typing import Any
 import aiocache  # type: ignore[import-untyped]
 from aiocache.serializers import BaseSerializer  # type: ignore[import-untyped]
 
-#: How many keys of Redis are looked at in one step of `clear`.
+#: The number of Redis keys that `clear` scans in one step.
 BATCH = 1000
 
 
 class MemoryCache(aiocache.SimpleMemoryCache):  # type: ignore[misc]
-    """The memory of one event loop. What has expired is gone, also where the loop was at rest.
+    """A cache in memory, for one event loop. Values also expire while the loop doesn't run.
 
-    aiocache deletes by a timer of the loop, which comes too late between two tasks.
+    aiocache deletes expired values by timers of the loop, which don't run between two tasks.
     """
 
     async def _get(self, key: str, **kwargs: Any) -> Any:
@@ -27,7 +27,7 @@ class MemoryCache(aiocache.SimpleMemoryCache):  # type: ignore[misc]
         return await super()._add(key, value, **kwargs)
 
     async def _clear(self, *_names: Any, **_options: Any) -> bool:
-        # aiocache would forget the timers and let them run: they would delete later values.
+        # aiocache doesn't cancel the timers. They would delete values that are stored later.
         for key in tuple(self._cache):
             await self._delete(key)
         return True
@@ -39,7 +39,7 @@ class MemoryCache(aiocache.SimpleMemoryCache):  # type: ignore[misc]
 
 
 class NoCache(MemoryCache):
-    """Keeps nothing. Everybody may compute a value."""
+    """Stores nothing, and grants every lease."""
 
     async def _set(self, *_parts: Any, **_options: Any) -> bool:
         return True
@@ -49,10 +49,10 @@ class NoCache(MemoryCache):
 
 
 class RedisCache(aiocache.RedisCache):  # type: ignore[misc]
-    """aiocache's, closed as redis-py wants it today, and cleared without harm to others."""
+    """aiocache's cache. `clear` deletes only keys of its namespace; `close` calls `aclose`."""
 
     async def _clear(self, *_names: Any, **_options: Any) -> bool:
-        # aiocache would ask for all keys at once and, without a namespace, empty the database.
+        # aiocache lists all keys in one command and, without a namespace, empties the database.
         if not self.namespace:
             raise ValueError("the cache has no namespace: its keys can't be told from others")
         prefix = self.build_key("", namespace=self.namespace)
@@ -69,15 +69,15 @@ class RedisCache(aiocache.RedisCache):  # type: ignore[misc]
 
 
 class JsonSerializer(BaseSerializer):  # type: ignore[misc]
-    """JSON, by the standard library; aiocache would take another one where it is installed."""
+    """JSON, by the standard library. aiocache uses ujson if that is installed."""
 
-    # Redis hands over bytes as they are.
+    # Redis returns bytes.
     DEFAULT_ENCODING = None
 
     def dumps(self, value: Any) -> bytes:
-        """Return the bytes to store; raises TypeError for what JSON can't hold."""
+        """Return the bytes to store. Raise TypeError if JSON can't represent the value."""
         return json.dumps(value).encode()
 
     def loads(self, value: bytes | None) -> Any:
-        """Return the value; raises ValueError for what isn't JSON."""
+        """Return the value. Raise ValueError if the bytes aren't JSON."""
         return None if value is None else json.loads(value)

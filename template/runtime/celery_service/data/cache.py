@@ -1,5 +1,6 @@
-"""A cache that no task depends on: while its server is away, nothing is found, nothing is kept, and
-tasks go on. Connections, namespaces and time-outs are aiocache's: https://aiocache.aio-libs.org
+"""A cache that tasks don't depend on. While its server is unreachable, reads find nothing, writes
+do nothing, and tasks go on. aiocache provides connections, namespaces and timeouts:
+https://aiocache.aio-libs.org
 """
 
 import asyncio
@@ -25,13 +26,13 @@ from celery_service.tasks.loop import run
 
 T = TypeVar("T")
 
-#: Seconds between two looks for the answer that another process computes.
+#: Seconds between two checks for a value that another process computes.
 POLL = 0.05
 
 logger = structlog.get_logger(__name__)
 
 
-#: Caches that need no server, by what CACHE_URL says.
+#: CACHE_URL → cache, for caches without a server.
 WITHOUT_SERVER = {"memory://": MemoryCache, "none": NoCache}
 
 
@@ -42,25 +43,25 @@ def _check_url(secret: SecretStr) -> SecretStr:
     if scheme_of(url) in ("redis", "rediss"):
         check_redis(url)
     try:
-        # As the address says, but it isn't opened.
+        # This parses the address without opening a connection.
         ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RedisError):
-        # Their own words may quote a password.
+        # Their messages may contain a password.
         allowed = "memory://, none or such as redis://:password@host:6379/1"
         raise ValueError(f"must be {allowed}") from None
     return secret
 
 
 class Settings(BaseSettings):
-    """Where the cache is, and for how long it keeps what."""
+    """The address of the cache, its timeouts and its defaults."""
 
     model_config = SettingsConfigDict(env_prefix="cache_", env_ignore_empty=True)
 
-    # memory:// gives each process a cache of its own; a Redis is shared by all; none is no cache.
+    # memory:// gives each process its own cache, all processes share a Redis, none is no cache.
     url: Annotated[SecretStr, AfterValidator(_check_url)] = SecretStr("memory://")
-    # What the names of all keys start with; by default what the service says.
+    # The prefix of all keys. The default is the namespace that the service sets.
     namespace: str = ""
-    # Seconds for which a value is kept, unless it is set with a `ttl`.
+    # Seconds for which a value is kept, unless `set` gets a `ttl`.
     ttl: float = Field(default=300, ge=0.001, allow_inf_nan=False)
     # Seconds to wait for Redis before a task goes on without the cache.
     timeout: float = Field(default=0.5, gt=0, allow_inf_nan=False)
@@ -68,15 +69,15 @@ class Settings(BaseSettings):
 
 settings = read(Settings)
 
-#: Each event loop opens at most so many connections: one per task that asks at the same moment.
+#: The maximum number of connections of each event loop. Each concurrent call needs one.
 MAX_CONNECTIONS = 10
 
 
 def from_environment(namespace: str) -> dict[str, Any]:
-    """Return what aiocache is to make a cache of, by CACHE_*: see `aiocache.caches.set_config`.
+    """Return the configuration from CACHE_* for `aiocache.caches.set_config`.
 
     Args:
-        namespace: What the names of all keys start with, unless CACHE_NAMESPACE is set.
+        namespace: The prefix of all keys, unless CACHE_NAMESPACE is set.
     """
     url = settings.url.get_secret_value()
     place: dict[str, Any] = {"cache": RedisCache, "connection_pool_class": _connections}
@@ -91,23 +92,23 @@ def from_environment(namespace: str) -> dict[str, Any]:
 
 
 def _connections(**kwargs: Any) -> BlockingConnectionPool:
-    # aiocache's own arguments know neither users nor TLS options; the URL does.
+    # aiocache has no arguments for users and TLS options, but the URL may contain them.
     return BlockingConnectionPool.from_url(
         settings.url.get_secret_value(),
         max_connections=MAX_CONNECTIONS,
         timeout=settings.timeout,
         socket_timeout=settings.timeout,
         socket_connect_timeout=settings.timeout,
-        # Once more, at once: Redis closes connections that idle, and the next one is fine.
+        # Retry once, without a pause: Redis may have closed an idle connection.
         retry=Retry(NoBackoff(), 1),
     )
 
 
 class Cache:
-    """A cache that `caches` of aiocache is configured for; each event loop opens its own client.
+    """A cache. You configure it in `aiocache.caches`. Each event loop opens its own client.
 
-    All methods are coroutines. Sync code uses `.sync`, which has the same ones without `await`.
-    Values are what JSON can hold. `None` isn't kept: it means that there is nothing.
+    All methods are coroutines. In sync code, use `.sync`, which has the same methods without
+    `await`. JSON must be able to represent a value. `None` isn't stored: it means "no value".
     """
 
     def __init__(self, alias: str = "default") -> None:
@@ -117,38 +118,38 @@ class Cache:
         self._outage = Outage(alias)
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """Return the value, or `default` where it is missing, expired or out of reach."""
+        """Return the value, or `default` if it is missing or expired, or Redis is unreachable."""
         try:
             value = await self._ask("get", key)
         except ValueError as error:
-            # Written by another version or another program. What comes next replaces it.
+            # Another version or another program has written the value. The next `set` replaces it.
             logger.warning("cache_value_unreadable", key=key, error=str(error))
             value = None
         return default if value is None else value
 
     async def set(self, key: str, value: Any, ttl: float | None = None) -> None:
-        """Keep a value for `ttl` seconds, or for CACHE_TTL."""
+        """Store a value for `ttl` seconds. The default is CACHE_TTL."""
         if ttl is not None and ttl <= 0:
             raise ValueError(f"ttl must be above 0, not {ttl}")
         if value is not None:
             await self._ask("set", key, value, **({} if ttl is None else {"ttl": float(ttl)}))
 
     async def delete(self, key: str) -> None:
-        """Forget a value."""
+        """Delete a value."""
         await self._ask("delete", key)
 
     async def clear(self) -> bool:
         """Delete all values of this service: all keys that begin with its namespace.
 
-        In memory, these are the values of this event loop only.
+        With `memory://`, only the values of this event loop are deleted.
 
         Returns:
-            Whether they are gone: false while Redis is away.
+            Whether the values are deleted: False while Redis is unreachable.
 
         Raises:
             ValueError: The cache has no namespace, so its keys can't be told from others.
         """
-        # A step has CACHE_TIMEOUT seconds, not all of them together.
+        # CACHE_TIMEOUT applies to each step, not to all steps together.
         return await self._ask("clear", timeout=None) is not None
 
     async def get_or_set(
@@ -158,11 +159,12 @@ class Cache:
         ttl: float | None = None,
         lease: float = 30,
     ) -> T:
-        """Return the value; where there is none, compute and keep it.
+        """Return the value. If there is none, compute it and store it.
 
-        Of all who ask at the same time, in all processes, one computes. The others wait for its
-        answer. When there is none after `lease` seconds, because it has died or takes longer, one
-        of them computes, and the others wait as long again: give more than computing takes.
+        If several tasks in any processes need the value at the same time, one of them computes it
+        and the others wait. If there is still no value after `lease` seconds, because that task has
+        died or takes longer, another task computes it, and the others wait for up to `lease`
+        seconds more. `lease` should be longer than `compute` takes.
         """
         found, lease_end = await self.find_or_lease(key, lease)
         if found is not None:
@@ -175,13 +177,14 @@ class Cache:
         return value
 
     async def find_or_lease(self, key: str, lease: float) -> tuple[Any, float]:
-        """Return the value, or None and when the caller's right to compute it ends (0: none).
+        """Return the value and the time at which the caller's lease ends; 0 if it has no lease.
 
-        aiocache's own lock makes those wait only that are in the process that holds it.
+        If the value is None, the caller computes it. aiocache's own lock works only within a
+        process.
         """
         give_up = time.monotonic() + 2 * lease
         lease_end = 0.0
-        # Look again after getting the lease: its last holder has stored the value by then.
+        # Read again after getting the lease: its last holder may have stored the value.
         while (found := await self.get(key)) is None and not lease_end:
             start = time.monotonic()
             if start >= give_up:
@@ -196,7 +199,7 @@ class Cache:
         return found, lease_end
 
     async def release(self, key: str, lease_end: float) -> None:
-        """Give a lease back; one that has run out is another's by now."""
+        """Give a lease back, unless it has expired: another task may hold it then."""
         if time.monotonic() < lease_end:
             await self.delete(f"{key}:lease")
 
@@ -224,7 +227,7 @@ class Cache:
 
 
 class SyncCache:
-    """What `Cache` does, for sync code: it waits on the loop of its thread."""
+    """The methods of `Cache` for sync code. They run on the event loop of the thread."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -248,7 +251,7 @@ class SyncCache:
     def get_or_set(
         self, key: str, compute: Callable[[], T], ttl: float | None = None, lease: float = 30
     ) -> T:
-        """See `Cache.get_or_set`. `compute` is a plain function, and no loop runs while it does."""
+        """See `Cache.get_or_set`. `compute` is a plain function; the event loop doesn't run."""
         found, lease_end = run(self._cache.find_or_lease(key, lease))
         if found is not None:
             return found  # type: ignore[no-any-return]

@@ -1,10 +1,11 @@
 """The database: `async with get_session() as session:` is one transaction.
 
-Each event loop has an engine of its own, opened when a task first needs it, after the worker has
-forked. So a process has one, and with `--pool=threads` each thread that runs async tasks.
+Each event loop has its own engine, which is opened when a task first needs it, after the worker has
+forked. So a process has one engine; with `--pool=threads`, each thread that runs async tasks has
+one.
 
-Besides, what SQLAlchemy leaves open: which addresses work here, what an error says of a database
-that is away, SQLite with several processes, and messages that wait for a commit.
+This module also checks addresses, makes errors name the database, sets SQLite up for several
+processes, and sends tasks after a commit.
 """
 
 from collections.abc import AsyncGenerator
@@ -24,7 +25,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from celery_service.config.settings import read
 from celery_service.data.per_loop import PerLoop
 
-#: How an address may start → the driver behind it. All of these are asynchronous.
+#: Scheme of an address → the driver. All drivers are asynchronous.
 DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -34,19 +35,19 @@ DRIVERS = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 
-#: Seconds that a transaction waits for the one that writes to the same SQLite file.
+#: Seconds that a transaction waits for another one that writes to the same SQLite file.
 SQLITE_TIMEOUT = 30
 
 
 class DatabaseUnavailable(ConnectionError):
-    """The database can't be reached, or has ended the connection. Says which database that is."""
+    """The database is unreachable or has closed the connection. The message names the database."""
 
 
 def parse_url(text: str) -> URL:
     """Return the address with the driver that this service uses.
 
     Raises:
-        ValueError: It can't work. The message holds no password.
+        ValueError: The address is invalid. The message contains no password.
     """
     example = "write postgresql://user:password@host:5432/name or sqlite:///file.db"
     try:
@@ -58,7 +59,7 @@ def parse_url(text: str) -> URL:
     if url.drivername not in DRIVERS:
         raise ValueError(f"starts with {url.drivername}://, which has no driver here; {example}")
     if url.database in (None, "", ":memory:"):
-        # Each process would have a memory of its own.
+        # With :memory:, each process would have its own database.
         raise ValueError(f"names no database; {example}")
     return url.set(drivername=DRIVERS[url.drivername])
 
@@ -69,29 +70,29 @@ def _normalise(secret: SecretStr) -> SecretStr:
 
 
 class Settings(BaseSettings):
-    """Where the database is, and how many connections it gets."""
+    """The address of the database, and the limits of its connections."""
 
     model_config = SettingsConfigDict(env_prefix="database_", env_ignore_empty=True)
 
     # postgresql://user:password@host:5432/name, or a file for SQLite.
     url: Annotated[SecretStr, AfterValidator(_normalise)] = SecretStr("sqlite:///data.db")
-    # Connections of each process that runs tasks: this many stay open, so many more come and go.
-    # A task takes one for each session that it has open at the same time.
+    # Connections of each process that runs tasks: `pool_size` of them stay open, up to
+    # `max_overflow` more are opened when needed. A task needs one for each open session.
     pool_size: int = Field(default=2, ge=1)
     max_overflow: int = Field(default=3, ge=0)
-    # Seconds to wait for one of them to be free, and for the server to accept a new one.
+    # Seconds to wait for a free connection, and for the server to accept a new one.
     pool_timeout: float = Field(default=10, gt=0, allow_inf_nan=False)
     connect_timeout: int = Field(default=5, ge=1)
-    # Seconds after which a connection is replaced: firewalls drop old ones without a word.
+    # Seconds after which a connection is replaced, because firewalls drop old ones silently.
     pool_recycle: int = Field(default=1800, ge=1)
-    # Ask whether a connection still works before it is used: the server may have restarted.
+    # Test a connection before using it, because the server may have restarted.
     pool_pre_ping: bool = True
 
 
 settings = read(Settings)
 
-#: What time mends, for `autoretry_for`: the database is away or busy, a lock or a connection isn't
-#: free in time, or the broker is away when a task is sent after a commit.
+#: Temporary errors, for `autoretry_for`: the database is unreachable or busy, waiting for a lock or
+#: a connection timed out, or the broker is unreachable when a task is sent after a commit.
 TRANSIENT = (
     DatabaseUnavailable,
     sqlalchemy.exc.OperationalError,
@@ -108,7 +109,7 @@ async def get_engine() -> AsyncEngine:
 @asynccontextmanager
 async def get_session() -> AsyncGenerator[AsyncSession, None]:
     """Open a session whose transaction is committed at the end, or rolled back on an exception."""
-    # Objects stay readable after a commit: to reload them on access, one would have to await it.
+    # Objects stay readable after a commit. Reloading them on access would need an `await`.
     async with AsyncSession(await get_engine(), expire_on_commit=False) as session:
         yield session
         await session.commit()
@@ -123,14 +124,14 @@ async def _open() -> AsyncGenerator[AsyncEngine, None]:
     )
     engine = create_async_engine(
         url,
-        # All connections of this loop: pool_size of them are kept, max_overflow come and go.
+        # These apply to this event loop: see Settings.
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
         pool_pre_ping=settings.pool_pre_ping,
         connect_args=timeout,
-        # Errors end up in logs and results: they show statements, not what is in the rows.
+        # Errors appear in logs and results, so they must not contain values of rows.
         hide_parameters=True,
     )
     prepare(engine.sync_engine)
@@ -144,11 +145,11 @@ _engine = PerLoop(_open)
 
 
 def prepare(engine: Engine) -> None:
-    """Have errors of the connection say which database it is, and SQLite wait for its turn."""
+    """Make connection errors name the database, and make transactions of SQLite wait."""
 
     @event.listens_for(engine, "handle_error")
     def name_the_database(context: ExceptionContext) -> Exception | None:
-        # The pool itself replaces a connection that doesn't answer its ping.
+        # The pool replaces a connection whose ping fails, so that isn't an error.
         lost = context.connection is None or context.is_disconnect
         if context.is_pre_ping or not lost or context.sqlalchemy_exception is None:
             return None
@@ -161,39 +162,40 @@ def prepare(engine: Engine) -> None:
 
 
 def describe(url: URL) -> str:
-    """Name a database for people: without user and password."""
+    """Return the name of a database for messages, without user and password."""
     place = f" on {url.host}:{url.port or 5432}" if url.host else ""
     return f"the database {url.database!r}{place}"
 
 
 def _set_up_sqlite(connection: DBAPIConnection, record: object) -> None:
-    # The driver begins no transactions: SQLAlchemy does, below.
+    # The driver must not begin transactions, because _begin_immediately does.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
-    # Readers and the one who writes don't wait for each other.
+    # With WAL, readers and the writer don't wait for each other.
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
 
 
 def _begin_immediately(connection: Connection) -> None:
-    # By default a transaction reads first and asks for the right to write later; when another has
-    # written in between, it fails at once: https://www.sqlite.org/lang_transaction.html
+    # By default, a transaction gets the write lock at its first write. If another transaction has
+    # written since the first read, it fails at once: https://www.sqlite.org/lang_transaction.html
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-# --- messages that wait for a commit ---
+# --- tasks that are sent after a commit ---
 
 _Waiting = dict[SessionTransaction | None, list[Signature[Any]]]
 _KEY = "signatures that wait for a commit"
 
 
 def send_after_commit(session: AsyncSession, signature: Signature[Any]) -> None:
-    """Send a task when the transaction is committed, and never when it is rolled back.
+    """Send a task after the transaction is committed. If it is rolled back, send nothing.
 
-    Sent before, it could run before its data is there, or without it ever being there. A process
-    that dies between commit and sending sends nothing, but its own message comes back: so call this
-    in a second run, too, and let the task bear being sent twice.
+    If you send a task earlier, it may run before its data is committed, or although the data is
+    never committed. If the process dies between the commit and the sending, the task isn't sent,
+    but your own task's message is delivered again. So call this in a second run too, and make the
+    task that you send idempotent.
     """
     inner = session.sync_session
     if _KEY not in inner.info:
@@ -215,7 +217,7 @@ def _send(session: Session) -> None:
     transaction = _innermost(session)
     signatures = waiting.pop(transaction, [])
     if transaction and transaction.nested:
-        # A savepoint is released: what counts is the transaction around it.
+        # A savepoint is released, so wait for the enclosing transaction.
         waiting.setdefault(transaction.parent, []).extend(signatures)
         return
     for signature in signatures:
@@ -223,6 +225,6 @@ def _send(session: Session) -> None:
 
 
 def _forget(session: Session, transaction: SessionTransaction) -> None:
-    # What is still there has been rolled back.
+    # Signatures that are still here belong to a transaction that was rolled back.
     waiting: _Waiting = session.info[_KEY]
     waiting.pop(transaction, None)

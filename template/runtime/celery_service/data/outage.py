@@ -1,18 +1,18 @@
-"""What a process remembers of a cache whose server is away, so that the outage costs little."""
+"""Remembers that the server of a cache is unreachable, so that not every call waits for it."""
 
 import threading
 import time
 
 import structlog
 
-#: Seconds for which a server that didn't answer isn't asked again.
+#: Seconds after a failure until the server is tried again.
 PAUSE = 5.0
 
 logger = structlog.get_logger(__name__)
 
 
 class Outage:
-    """Whether the server is away, as far as this process knows; logged once when that changes."""
+    """Whether the server is unreachable, for this process. Logs once when that changes."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -20,7 +20,7 @@ class Outage:
         self._ask_again: float | None = None
 
     def is_on(self) -> bool:
-        """Return whether to go on without the server. One caller in PAUSE seconds may ask it."""
+        """Return whether to skip the server. During an outage, one caller per PAUSE tries it."""
         with self._lock:
             if self._ask_again is None:
                 return False

@@ -1,4 +1,4 @@
-"""What belongs to an event loop, such as a connection pool: one for each loop."""
+"""Objects that belong to an event loop, such as a connection pool."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Something of which each event loop has one.
+    """An object for each event loop.
 
-    `manage` is an async generator function that opens it, yields it once, and closes it. It must
-    not await anything before it yields: two tasks may ask at the same time. It closes when the loop
-    does, whoever made the loop: `asyncio.run` as well as `celery_service.tasks.loop`.
+    `manage` is an async generator function that opens the object, yields it once, and closes it. It
+    must not await anything before it yields, because two tasks may call `get` at the same time. The
+    object is closed when its loop is closed, by `asyncio.run` or by `celery_service.tasks.loop`.
     """
 
     def __init__(self, manage: Callable[[], AsyncGenerator[T, None]]) -> None:
@@ -23,10 +23,10 @@ class PerLoop(Generic[T]):
         ] = WeakKeyDictionary()
 
     async def get(self) -> T:
-        """Return the one that belongs to the running loop; open it first if need be."""
+        """Return the object of the running loop. Open it first if necessary."""
         loop = asyncio.get_running_loop()
         if loop not in self._opened:
-            # A loop that is closed in order ends the generators that are suspended in it:
+            # `shutdown_asyncgens` of the loop closes suspended generators:
             # https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.shutdown_asyncgens
             generator = self._manage()
             self._opened[loop] = generator, await anext(generator)

@@ -1,11 +1,11 @@
-"""The Redis of the results: which of its errors pass, so that a worker waits and tries again."""
+"""Decides which errors of the result backend are temporary: a worker waits and retries then."""
 
 import re
 
 from kombu.exceptions import OperationalError
 from redis import exceptions
 
-#: What passes without anybody changing the configuration.
+#: Temporary errors, which end without a change of the configuration.
 PASSING = (
     OSError,
     exceptions.ClusterDownError,
@@ -15,21 +15,21 @@ PASSING = (
     exceptions.TimeoutError,
     exceptions.TryAgainError,
 )
-#: And what doesn't, although redis-py counts it among the lost connections.
+#: Permanent errors, although they are subclasses of redis-py's ConnectionError.
 PERMANENT = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
-# Errors that pass and have no class of their own in redis-py. A script may put "-" before them.
+# Temporary errors without a class in redis-py. Those from a script may begin with "-".
 CODES = re.compile(r"(^|-)(BUSY|MISCONF|NOREPLICAS|OOM|READONLY) ")
 
 
 def passes(error: BaseException) -> bool:
-    """Tell whether Redis will do later what it has refused: it is away, full, or no master.
+    """Tell whether an error is temporary: Redis is unreachable, out of memory, or not a master.
 
-    Missing permissions, a wrong password or a key of another type don't pass.
+    Missing permissions, a wrong password or a key of another type are permanent.
     """
     if isinstance(error, OperationalError) and error.__cause__:
         error = error.__cause__
-    # Before it, a pipeline tells the command with its arguments.
+    # In a pipeline, the message begins with the command and its arguments.
     text = str(error).rpartition("caused error: ")[2]
     return (isinstance(error, PASSING) and not isinstance(error, PERMANENT)) or bool(
         isinstance(error, exceptions.ResponseError) and CODES.search(text)

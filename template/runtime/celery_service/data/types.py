@@ -6,17 +6,17 @@ from sqlalchemy import DateTime, Dialect, TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, in UTC. SQLite keeps no time zones, so what it returns would have none."""
+    """A time in UTC. SQLite stores no time zones, so it would return times without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Store UTC. Raises ValueError for a time without a zone: nobody knows when that is."""
+        """Convert a time to UTC. Raise ValueError if it has no time zone, so is ambiguous."""
         if value and value.tzinfo is None:
             raise ValueError(f"{value} has no time zone; use datetime.now(UTC)")
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Read UTC, whatever the time zone of the connection."""
+        """Return a time in UTC, whatever the time zone of the connection is."""
         return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))

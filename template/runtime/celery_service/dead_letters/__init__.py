@@ -1,8 +1,8 @@
-"""Dead letters: what became of messages that can't succeed. Each keeps the story of its message, in
-the Redis of the result backend, until it is replayed, purged or too old: docs/dev/dead-letters.md.
+"""Dead letters: records of messages that can't succeed. They are stored in the Redis of the result
+backend until they are replayed, purged or too old: see docs/dev/dead-letters.md.
 
-story.py makes a record of a message, store.py keeps it, chords.py makes one of the callback of its
-chord, poison.py counts deliveries, command.py is `celery dead-letters`.
+story.py makes the record of a message, store.py stores it, chords.py makes the record of a chord's
+callback, poison.py counts deliveries, command.py is `celery dead-letters`.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ logger = structlog.get_logger(__name__)
 
 
 def install(app: Celery) -> None:
-    """Keep what fails for good in a worker of `app`. What is retried doesn't come here."""
+    """Keep tasks as dead letters that fail in a worker of `app`, and that are not retried."""
 
     def keep_failure(sender: Any, **failure: Any) -> None:
         context: Context = sender.request
-        # Without an id it is a plain call, whose caller sees the exception, or an internal error.
+        # A plain call, whose caller sees the exception, and an internal error have no id.
         if sender.app is app and context.id is not None:
             _keep(sender, context, **failure)
 
     def keep_internal_error(sender: Any, request: Record, **failure: Any) -> None:
-        # It has ended, but with a result that can't be stored, as before its time limit.
+        # The task has ended, but its result can't be stored.
         if sender.app is app:
             _keep(sender, Context(request), **failure)
 
@@ -61,7 +61,7 @@ def _keep(
 
 
 def _add(store: DeadLetters, record: Record) -> None:
-    """Keep a record. The message is acknowledged after this: while Redis is away, both wait."""
+    """Store a record; wait while Redis is unreachable. The message is acknowledged afterwards."""
 
     def wait(error: Exception, intervals: Any, retries: int) -> float:
         if retries == 0:

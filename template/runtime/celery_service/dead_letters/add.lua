@@ -1,15 +1,15 @@
 -- Keep a record, and drop the oldest ones beyond the limits, in one step.
--- KEYS: records by id, ids by time, how many records were counted and how many bytes they have.
--- ARGV: id, time, record; the time before which records are too old, their highest number, and
--- their highest number of bytes.
--- Returns how many were dropped because of their age, their number and their bytes.
+-- KEYS: records by id, ids by time, the number of records and of their bytes.
+-- ARGV: id, time, record; the time before which records are too old, the maximum number of records,
+-- the maximum number of bytes.
+-- Returns how many records were dropped because of their age, their number and their bytes.
 local records, times, size = KEYS[1], KEYS[2], KEYS[3]
 local id, time, record = ARGV[1], ARGV[2], ARGV[3]
 local too_old, max_count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local counted, bytes = unpack(redis.call("hmget", size, "count", "bytes"))
 bytes = tonumber(bytes)
--- Workers of an older version don't count: then all are counted anew.
+-- Workers of an older version don't update these numbers. If they differ, count all records again.
 if tonumber(counted) ~= redis.call("hlen", records) then
     bytes = 0
     for _, each in ipairs(redis.call("hkeys", records)) do

@@ -1,8 +1,8 @@
-"""The callback of a chord whose task has failed: a dead letter of its own, for Celery drops it.
+"""The callback of a chord. If a task of the chord fails, the callback becomes a dead letter, too.
 
 Celery collects the results of a chord in Redis, counts each task once, and marks the callback as
-failed when one of them has failed. A task that is replayed afterwards stores its result, but
-nobody counts it. So the callback is replayed by itself, when all tasks have succeeded.
+failed if one of them has failed. If you replay this task, it stores its result, but Celery doesn't
+count it again. So you replay the callback separately, when all tasks have succeeded.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from celery.result import GroupResult
 
 from celery_service.dead_letters.story import Record
 
-#: The reason of such a dead letter.
+#: The reason of these dead letters.
 CHORD = "chord"
 
 
@@ -25,13 +25,13 @@ class CanNotRun(Exception):
 
 
 def callback_of(record: Record) -> Record | None:
-    """Return the record of the callback that doesn't run because this task is a dead letter."""
+    """Return the record of the callback that doesn't run because this task has failed."""
     try:
         in_chord = next(each for each in _with_what_follows(record) if each.get("chord"))
         callback, group_id = in_chord["chord"], in_chord["group_id"]
         callback_id, name = callback["options"]["task_id"], callback["task"]
     except (StopIteration, AttributeError, KeyError, TypeError):
-        return None  # not in a chord, or not in one of Celery's
+        return None  # not in a chord, or the options don't have Celery's format
     now = datetime.now(UTC)
     return {
         "id": callback_id,
@@ -51,12 +51,12 @@ def callback_of(record: Record) -> Record | None:
 
 
 def sender(app: Celery, record: Record) -> Callable[[], object]:
-    """Return what sends the callback of a chord, under its old id, with the results that it takes.
+    """Return a function that sends the callback of a chord, with its old id and the results.
 
     Raises:
-        CanNotRun: One of the tasks hasn't succeeded, the results have expired, or Celery refuses
-            the callback by now.
-        RedisError: Redis can't be asked.
+        CanNotRun: One of the tasks hasn't succeeded, the results have expired, or the callback is
+            a group, whose tasks Celery has revoked.
+        RedisError: Redis is unreachable.
     """
     callback = Signature.from_dict(record["callback"], app=app)
     if isinstance(callback, group):
@@ -67,7 +67,7 @@ def sender(app: Celery, record: Record) -> Callable[[], object]:
 
 
 def _results_of(app: Celery, group_id: str) -> list[Any]:
-    """Return what the tasks of a chord have returned, in its order."""
+    """Return the results of the tasks of a chord, in the order of the tasks."""
     backend: Any = app.backend
     client, key = backend.client, backend.get_key_for_group
     if client.exists(key(group_id, ".s")):
@@ -77,7 +77,7 @@ def _results_of(app: Celery, group_id: str) -> list[Any]:
     parts = [backend.decode(part)[1:] for part in fetch(key(group_id, ".j"), 0, -1)]
     if not parts:
         raise CanNotRun("the results of its chord have expired")
-    # As Celery has counted them; what had failed then may have succeeded since.
+    # The results that Celery has counted. A task that had failed may have succeeded since.
     counted = {task_id: result for task_id, state, result in parts if state == states.SUCCESS}
 
     def result_of(task_id: str) -> Any:
@@ -94,13 +94,13 @@ def _results_of(app: Celery, group_id: str) -> list[Any]:
             for each in parts.results
         ]
 
-    # Celery keeps how a chord was built where it has groups inside.
+    # Celery stores the structure of a chord only if the chord contains groups.
     built = GroupResult.restore(group_id, app=app)
     return results_in(built) if built else [result_of(task_id) for task_id, _, _ in parts]
 
 
 def _with_what_follows(record: Record) -> Iterator[Record]:
-    """Give the options of a task and of those that follow it in a chain, the last of a chord's."""
+    """Yield the options of a task and of the tasks that follow it in a chain."""
     yield record["options"]
     for task in record["options"].get("chain") or ():
         yield task["options"]

@@ -1,7 +1,8 @@
-"""Poison: a message whose process dies each time. It is given up after DELIVERY_LIMIT deliveries.
+"""Poison messages: those whose task kills its process each time. After DELIVERY_LIMIT deliveries,
+such a message becomes a dead letter.
 
-Neither broker counts what we need: Redis counts nothing, and RabbitMQ can't tell a task that kills
-its process from one that a deployment has interrupted. So we count, in the Redis of the results.
+Neither broker can count these deliveries. Redis counts nothing. RabbitMQ can't tell whether a task
+killed its process or a deployment interrupted it. So we count in the Redis of the result backend.
 """
 
 from collections.abc import Iterable
@@ -14,24 +15,24 @@ from redis.exceptions import RedisError
 
 from celery_service.dead_letters.store import DAY, deliveries_key, redis_of
 
-#: Deliveries of one message. When its process has died each time, it becomes a dead letter.
+#: A message whose process has died at each of so many deliveries becomes a dead letter.
 DELIVERY_LIMIT = 3
 
 logger = structlog.get_logger(__name__)
 
 
 class PoisonMessage(Exception):
-    """A message was delivered as often as allowed, and each time its process died."""
+    """A message was delivered DELIVERY_LIMIT times, and its process died each time."""
 
     def __init__(self, deliveries: int = DELIVERY_LIMIT) -> None:
         super().__init__(f"delivered {deliveries} times, and its process died each time")
 
 
 def refuse(app: Celery, context: Context) -> None:
-    """Count a message that comes again, in the process that is about to run it.
+    """Count a redelivered message, in the process that is about to run it.
 
     Raises:
-        PoisonMessage: It was delivered as often as allowed.
+        PoisonMessage: The message has reached DELIVERY_LIMIT.
     """
     redis = redis_of(app)
     if redis is None or not (context.delivery_info or {}).get("redelivered"):
@@ -48,8 +49,8 @@ def refuse(app: Celery, context: Context) -> None:
 
 
 def forgive(app: Celery, requests: Iterable[Any]) -> None:
-    """Have deliveries not count that end because their worker stops. Without Redis they do."""
-    # A backend of its own: where threads are green, the app's belongs to those that run tasks.
+    """Uncount deliveries that end because the worker stops. If Redis is unreachable, they count."""
+    # A separate backend: with green threads, the threads that run tasks use the app's backend.
     anything: Any = app
     redis = redis_of(app, anything._get_backend())
     if redis is None:
@@ -57,7 +58,7 @@ def forgive(app: Celery, requests: Iterable[Any]) -> None:
     try:
         with redis.pipeline() as pipe:
             for request in requests:
-                if request.time_start:  # what hasn't begun isn't counted
+                if request.time_start:  # a task that hasn't started isn't counted
                     _count(pipe, app, request.id, request.request_dict.get("retries", 0), -1)
             pipe.execute()
     except RedisError as error:

@@ -1,6 +1,6 @@
--- Forget records, unless there is a newer one of the same id by now.
--- KEYS: records by id, ids by time, how many records were counted and how many bytes they have.
--- ARGV: the id and the time of each.
+-- Remove records, except those that a newer record with the same id has replaced.
+-- KEYS: records by id, ids by time, the number of records and of their bytes.
+-- ARGV: the id and the time of each record.
 for i = 1, #ARGV, 2 do
     local id, time = ARGV[i], redis.call("zscore", KEYS[2], ARGV[i])
     if time and tonumber(time) == tonumber(ARGV[i + 1]) then

@@ -1,4 +1,4 @@
-"""The story of a message: what it says, how it ended, and how to send it again."""
+"""The record of a message: its contents, how it failed, and how to send it again."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -15,8 +15,8 @@ Record = dict[str, Any]
 
 
 def story(context: Context, *, reason: str, error: str) -> Record:
-    """Return the record of a task: what its message says, how it failed, how to send it again."""
-    # A 0 counts: it is the place of the first task in its chord.
+    """Return the record of a task: its message, its error, and the options to send it again."""
+    # Keep 0: it is the index of the first task in a chord.
     given = context.as_execution_options().items()
     options = {name: value for name, value in given if value or value == 0}
     options["headers"] = own_headers(context)
@@ -39,13 +39,13 @@ def story(context: Context, *, reason: str, error: str) -> Record:
 
 
 def story_of_message(message: Any, *, reason: str, error: str) -> Record:
-    """Return the record of a message that no task has seen.
+    """Return the record of a message that was never passed to a task.
 
-    If a worker can't take it, the record has the text of its body in place of arguments.
+    If the message can't be decoded, the record has the text of its body instead of arguments.
     """
     headers, body = message.headers, message.body
     known = is_task(headers)
-    with contextlib.suppress(Exception):  # whatever arrives, nothing may be lost
+    with contextlib.suppress(Exception):  # any message must be kept
         args, kwargs, embed = message.decode()
         if known and not is_too_deep(args, kwargs, embed, headers):
             return story(context_of(message), reason=reason, error=error)
@@ -63,17 +63,17 @@ def story_of_message(message: Any, *, reason: str, error: str) -> Record:
 
 
 def context_of(message: Any) -> Context:
-    """Return what a message says of its task, without what can't be read."""
+    """Return the context of a message's task, without arguments if they can't be decoded."""
     try:
         args, kwargs, embed = message.decode()
         body = {**(embed or {}), "args": args, "kwargs": kwargs}
-    except Exception:  # whatever arrives
+    except Exception:  # the body may be anything
         body = {}
     return Context({**message.headers, **body, "delivery_info": message.delivery_info})
 
 
 def own_headers(context: Context) -> Record:
-    """Return the headers that the sender added to Celery's own."""
+    """Return the headers that the sender added, without those of Celery."""
     celerys = {"argsrepr", "kwargsrepr", "lang", "redelivered", "task"}
     return {
         name: value

@@ -1,1 +1,1 @@
-"""How processes start, live and stop. health.py is also a program, so this imports nothing."""
+"""How processes start, run and stop. health.py is also a program, so this imports nothing."""

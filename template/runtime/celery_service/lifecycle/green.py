@@ -1,9 +1,10 @@
-"""The pools gevent and eventlet: they replace Python's threads by green threads, which take turns.
+"""The pools gevent and eventlet. They replace Python's threads with green threads.
 
-A green thread runs only while the others wait. A task that computes stops all of them, and the
-event loop with them. What must go on meanwhile runs in a thread of the system. It may only use what
-is its own: sockets and locks are green, too, and where it waits for one of another thread both can
-hang. So it doesn't log, and uses nothing of Kombu, which has a lock for each cached property.
+A green thread runs only while the others wait. A task that computes blocks all of them, including
+the event loop. Work that must go on in the meantime runs in a system thread. Such a thread must not
+share sockets or locks with other threads: they are green, too, and a system thread that waits for
+one can hang together with its holder. So it doesn't log, and it doesn't use Kombu, which has a lock
+for each cached property.
 """
 
 import _thread
@@ -18,21 +19,21 @@ from celery.signals import celeryd_after_setup, celeryd_init, worker_init
 from kombu.utils.compat import detect_environment
 
 POOLS = ("gevent", "eventlet")
-#: More connections than a worker has tasks. redis-py would allow 100.
+#: A limit of connections that no worker reaches. The default of redis-py is 100.
 NO_LIMIT = 1_000_000
 
-#: What waits until a thread has ended, for so many seconds at most.
+#: A function that waits until a thread has ended, but at most for the given number of seconds.
 Wait = Callable[[float], None]
 
 logger = logging.getLogger(__name__)
 
 
 def install(app: Celery) -> None:
-    """Have each worker of `app` share connections among green threads, and say what they can't."""
+    """Make workers of `app` share connections among green threads, and warn of their limits."""
 
     def set_up(instance: Any, **_: object) -> None:
-        # Each green thread is one task. Celery would give each a result backend of its own, whose
-        # connections stay open until the garbage collector finds them.
+        # Each green thread runs one task. By default, Celery gives each thread its own result
+        # backend, whose connections stay open until they are garbage-collected.
         if instance.app is app and is_green():
             limit = app.conf.redis_max_connections or NO_LIMIT
             app.conf.update(result_backend_thread_safe=True, redis_max_connections=limit)
@@ -66,19 +67,22 @@ def pool_of(worker: Any) -> str:
 
 
 def start_thread(function: Callable[..., object], *args: object) -> Wait:
-    """Start a thread, green if threads are, without waiting for it: in signal handlers, too."""
+    """Start a thread without waiting, so you can call this in signal handlers.
+
+    In gevent and eventlet, it is a green thread.
+    """
     return _start(_thread.start_new_thread, function, args)
 
 
 def start_system_thread(function: Callable[..., object], *args: object, after: float = 0.0) -> Wait:
-    """Start a thread of the system, which calls the function `after` so many seconds."""
+    """Start a system thread, which calls the function after `after` seconds."""
     sleep, start_new_thread = _original("time", "sleep"), _original("_thread", "start_new_thread")
 
     def run() -> None:
         sleep(after)
         function(*args)
         if detect_environment() == "gevent":
-            # Each thread that has used sockets has a hub, which mustn't outlive the interpreter.
+            # A thread that has used sockets has a hub. Destroy it before the interpreter exits.
             importlib.import_module("gevent").get_hub().destroy()
 
     return _start(start_new_thread, run, ())
@@ -106,7 +110,7 @@ def _start(
 
 
 def _original(module: str, name: str) -> Any:
-    """Return a function of Python as it was before a green pool has replaced it."""
+    """Return a function of Python that gevent or eventlet has replaced."""
     environment = detect_environment()
     if environment == "gevent":
         return importlib.import_module("gevent.monkey").get_original(module, name)
@@ -116,10 +120,10 @@ def _original(module: str, name: str) -> Any:
 
 
 def _refuse_without_patches(pool: str) -> None:
-    """Stop a worker whose tasks would block each other.
+    """Stop a worker if its pool needs green threads and the process has none.
 
     Raises:
-        SystemExit: The pool is green and the process isn't.
+        SystemExit: Python's threads and sockets aren't replaced, so tasks would block each other.
     """
     if pool in POOLS and detect_environment() != pool:
         raise SystemExit(

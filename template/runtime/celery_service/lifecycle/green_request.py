@@ -1,4 +1,4 @@
-"""What a green pool says of a task that has run: green.py names this to Celery, in such workers."""
+"""The task request in gevent and eventlet: green.py sets it in workers with these pools."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from celery_service.tasks import request
 
 
 class Request(request.Request):
-    """Ours. Time-outs can become dead letters; what is cancelled is not acknowledged."""
+    """A request whose timeouts can become dead letters and that isn't acknowledged if cancelled."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Have the task know its request once more: those who hear of the failure look there."""
+        """Push the request again: the handlers of `task_failure` read it from the task."""
         self.task.request_stack.push(self._context)
         try:
             super().on_timeout(soft, timeout)
@@ -17,11 +17,11 @@ class Request(request.Request):
             self.task.request_stack.pop()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Remember it first: the green thread then ends, which looks like success."""
+        """Mark the request as cancelled first: the green thread then ends as if it succeeded."""
         self._already_cancelled = True
         super().cancel(pool, signal, emit_retry)
 
     def acknowledge(self) -> None:
-        """Leave a message that was cancelled to the broker."""
+        """Acknowledge the message, unless the task was cancelled: the broker redelivers it then."""
         if not self._already_cancelled:
             super().acknowledge()

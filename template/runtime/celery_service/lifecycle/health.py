@@ -1,10 +1,10 @@
-"""Are the processes of a service on this machine well? One line and the exit status tell:
+"""The health check of the processes of a service on this machine. It prints one line:
 
     python -m celery_service.lifecycle.health my_service live|ready|beat
 
-This imports nothing of Celery or the app, which would cost half a second each time. It looks at
-files: each process keeps one, writes into it how it is, and holds a lock on it for as long as it
-lives. See docs/dev/health.md.
+It doesn't import Celery or the app, because that takes half a second. It reads files instead: each
+process has a file, writes its state into it, and holds a lock on it while it runs. See
+docs/dev/health.md.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: Seconds from one sign of life to the next. They come from the loop that does the work.
+#: Seconds between two signs of life. The event loop that does the work sends them.
 INTERVAL = 2.0
-#: Seconds without a sign after which a process counts as dead, unless HEALTH_MAX_SILENCE is set.
-#: A loop waits for its servers, whose time-outs can add up to half of it.
+#: A process counts as dead after so many seconds without a sign of life, unless HEALTH_MAX_SILENCE
+#: is set. An event loop waits for servers, and their timeouts can add up to half of this.
 MAX_SILENCE = 90.0
 
 STARTING, READY, STOPPING = "starting", "ready", "stopping"
@@ -29,14 +29,14 @@ CHOICES = ("live", "ready", "beat")
 
 
 class Sign:
-    """How this process is, for others to see.
+    """The file with the state of this process, which health checks read.
 
     Args:
-        service: The name of the app, for services that share a machine.
-        kind: What it is, such as "worker".
+        service: The name of the app, because several services may share a machine.
+        kind: The kind of process: "worker" or "beat".
 
     Raises:
-        OSError: Its file can't be written.
+        OSError: The file can't be written.
     """
 
     def __init__(self, service: str, kind: str) -> None:
@@ -47,23 +47,26 @@ class Sign:
         for path in folder.glob(f"{kind}-*"):
             with contextlib.suppress(OSError), path.open("r+") as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()  # Nobody holds it: its process was killed.
+                path.unlink()  # Nobody holds the lock: the process was killed.
         self._process = os.getpid()
         draft = folder / f".{kind}-{self._process}"
         self._file = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         self._state = ""
         self.show(STARTING)
-        # It gets its name when it is complete, so nobody sees it unlocked.
+        # Rename the file when it is locked, so that no health check finds it unlocked.
         draft.rename(folder / f"{kind}-{self._process}")
 
     def show(self, state: str) -> None:
-        """Give a sign of life. From threads and signal handlers, too; what stops, stays so."""
+        """Write the state, as a sign of life. Threads and signal handlers may call this.
+
+        After STOPPING, the state doesn't change any more.
+        """
         if os.getpid() != self._process:
-            return  # A process of the pool, which is forked from this one.
+            return  # This is a process of the pool, forked from the worker.
         if self._state != STOPPING:
             self._state = state
-        # A worker goes on without: it is the probe that complains.
+        # A worker goes on if this fails. Its health check will fail.
         with contextlib.suppress(OSError):
             os.pwrite(self._file, self._state.ljust(len(STORING)).encode(), 0)
 
@@ -71,10 +74,10 @@ class Sign:
 def running(service: str, kind: str) -> Iterator[tuple[str, str, float]]:
     """Yield the name of each process, its state, and for how many seconds it has been silent.
 
-    Don't call it in a process that has a sign: looking at its own file would drop the lock.
+    Don't call this in a process that has a `Sign`: closing its own file would release the lock.
 
     Raises:
-        PermissionError: The folder isn't this user's alone.
+        PermissionError: Other users can change the folder.
     """
     folder = _folder(service)
     if not folder.exists():
@@ -90,25 +93,25 @@ def running(service: str, kind: str) -> Iterator[tuple[str, str, float]]:
 
 
 def problem(service: str, kind: str, *, must_be_ready: bool = False) -> str:
-    """Say what is wrong with the processes of a kind; nothing when all are well.
+    """Return the first problem of the processes of a kind, or "" if all are healthy.
 
     Raises:
         OSError: Their files can't be read.
-        ValueError: HEALTH_MAX_SILENCE is no number of seconds.
+        ValueError: HEALTH_MAX_SILENCE isn't a number of seconds above 0.
     """
     longest = _max_silence()
     processes = list(running(service, kind))
     for name, state, silence in processes:
-        # What stops has a deadline already, and does nothing else any more.
+        # A process that stops has a deadline already, and gives no signs of life any more.
         if silence > longest and state != STOPPING:
             return f"{name} gave no sign of life for {silence:.0f} seconds"
         if must_be_ready and state != READY:
             return f"{name} is {state}"
-    return "" if processes else f"no {kind} runs here, says {_folder(service)}"
+    return "" if processes else f"no {kind} runs here: no file in {_folder(service)}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print how it is and return the exit status: 0 when all is well, else 1."""
+    """Print one line and return the exit status: 0 if all is well, else 1."""
     service, what = arguments if len(arguments) == 2 else ("", "")
     if not service or what not in CHOICES:
         print(f"usage: python -m celery_service.lifecycle.health SERVICE {'|'.join(CHOICES)}")
@@ -124,14 +127,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _folder(service: str) -> Path:
-    # Not `tempfile`: where this folder is full, it takes another, and the probe would look there.
+    # `tempfile` would choose another folder if this one is full, and the probe would look there.
     parent = os.environ.get("HEALTH_DIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
-    # One for each service and user, who may share a machine.
+    # A folder for each service and user, because they may share a machine.
     return Path(parent) / f"{service}-{os.getuid()}"
 
 
 def _refuse_what_others_can_change(folder: Path) -> None:
-    # Anybody can make a folder in /tmp, or a link, under the name that we are going to use.
+    # Any user can create a folder or a link in /tmp with the name that we use.
     found = folder.lstat()
     ours = found.st_uid == os.getuid() and not found.st_mode & 0o077
     if not stat.S_ISDIR(found.st_mode) or not ours:

@@ -1,5 +1,5 @@
-"""Stop beat when its schedule can't work. Celery swallows what a handler of `on_after_finalize`
-raises, and beat then runs with an empty schedule; and it sends tasks that no worker knows.
+"""Stops beat if its schedule is invalid. Celery ignores exceptions in handlers of
+`on_after_finalize`, and beat then runs with an empty schedule. Beat also sends unknown tasks.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from celery.signals import beat_embedded_init, beat_init
 
 
 class _Recorder:
-    """Stands in for the app where a handler adds its entries."""
+    """Replaces the app, so that handlers add their entries here."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, str] = {}
@@ -19,7 +19,7 @@ class _Recorder:
 
 
 def install(app: Celery) -> None:
-    """Have beat exit with one line when a handler raises or an entry names an unknown task."""
+    """Make beat exit with one line if a handler raises or an entry names an unknown task."""
 
     def check(sender: Any, **kwargs: object) -> None:
         if sender.app is not app:

@@ -1,4 +1,4 @@
-"""What every task of a service has: its base class, arguments, limits, event loop, `once`."""
+"""The tasks of a service: their base class, arguments, limits, event loop, and `once`."""
 
 from celery import Celery
 
@@ -6,7 +6,7 @@ from celery import Celery
 def install(app: Celery) -> None:
     """Make base.Task the base class of the tasks of `app`, and check them when a worker starts.
 
-    What they print is not kept back.
+    Also write the output of tasks line by line: see output.py.
     """
     from celery_service.tasks import base, output
 

@@ -1,10 +1,10 @@
-"""What tasks take: their arguments are what the type hints say, or the body doesn't run.
+"""Checks the arguments of a task against its type hints. Invalid arguments don't reach the body.
 
-pydantic converts as in its lax mode, because JSON has neither dates nor ids, and who sends by name
-may have only text: "5" will do for an `int`, and "2030-01-31" for a `date`; 5 won't for a `str`.
+pydantic converts arguments in its lax mode, because JSON has neither dates nor UUIDs, and a sender
+may have only text. An `int` accepts "5" and a `date` accepts "2030-01-31", but a `str` refuses 5.
 https://docs.pydantic.dev/latest/concepts/conversion_table/
 
-Celery's own `pydantic=True` knows only hints that are a `BaseModel`.
+Celery's own `pydantic=True` supports only hints that are a `BaseModel`.
 """
 
 import functools
@@ -21,7 +21,8 @@ from celery_service.tasks.hints import hint_of, signature
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-# Celery sends dates, UUIDs and decimals. These travel as plain JSON, and a hint brings them back.
+# Celery encodes dates, UUIDs and decimals. Models and paths are sent as plain JSON, and the hint
+# converts them back.
 register_type(BaseModel, None, lambda model: model.model_dump(mode="json"))
 register_type(PurePath, None, str)
 
@@ -33,13 +34,13 @@ class InvalidArguments(TypeError):
 class Arguments:
     """The arguments that a task takes.
 
-    They are read when first needed, so that importing tasks stays quick. A hint that can't be
-    resolved, or that means nothing to pydantic, leaves its argument as it is.
+    The signature is read when it is first needed, so that importing tasks is fast. If a hint can't
+    be resolved, or pydantic doesn't support it, its argument isn't checked.
 
     Args:
         task: The name of the task, for messages.
-        body: What has the signature.
-        bound: Whether it takes the task itself first. That is not among the arguments here.
+        body: The function with the signature.
+        bound: Whether the first parameter is the task itself, which is not an argument here.
     """
 
     def __init__(self, task: str, body: Callable[..., Any], *, bound: bool) -> None:
@@ -48,12 +49,12 @@ class Arguments:
         self._bound = bound
 
     def check(self, args: Any, kwargs: Any, *, complete: bool = True) -> Call:
-        """Return the arguments of a call as the body expects them.
+        """Return the arguments of a call, converted to the types of the hints.
 
-        Without `complete`, others may join them, such as the result of the task before.
+        If not `complete`, arguments may be missing, such as the result of the previous task.
 
         Raises:
-            InvalidArguments: They aren't what the body takes.
+            InvalidArguments: The body doesn't take these arguments.
         """
         try:
             return self._convert(*args, **kwargs)
@@ -66,7 +67,7 @@ class Arguments:
         return args, kwargs
 
     def checked(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a body that checks its arguments before it begins."""
+        """Return a function that checks its arguments and then calls the body."""
 
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +90,7 @@ class Arguments:
         def call(*args: Any, **kwargs: Any) -> Call:
             return args, kwargs
 
-        # pydantic sees the signature of the body, but calls this.
+        # pydantic uses the signature of the body, but calls this function.
         call.__annotations__ = hints
         vars(call)["__signature__"] = inspect.Signature(
             [each.replace(annotation=hints[each.name]) for each in self._parameters]
@@ -97,7 +98,7 @@ class Arguments:
         return validate_call(call)
 
     def _invalid(self, problems: list[Any]) -> InvalidArguments:
-        """Say what is wrong, and what the task takes. Values aren't shown: they may be private."""
+        """Describe the problems and the parameters. Don't show values: they may be private."""
         positional = [each.name for each in self._parameters if each.kind < each.VAR_POSITIONAL]
         texts = []
         for problem in problems[:3]:
@@ -106,7 +107,7 @@ class Arguments:
                 place = positional[place] if place < len(positional) else f"number {place + 1}"
             where = ".".join(map(str, [place, *inside]))
             texts.append(f"argument {where:.100}: {problem['msg']:.200}")
-        # With their stars, but without hints and defaults.
+        # Parameters with their stars, but without hints and defaults.
         bare: dict[str, Any] = {"annotation": Parameter.empty, "default": Parameter.empty}
         takes = ", ".join(str(each.replace(**bare)) for each in self._parameters)
         text = f"{self._task}: {'; '.join(texts)}; it takes ({takes})"

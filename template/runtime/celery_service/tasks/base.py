@@ -24,12 +24,12 @@ _ENDS_A_PROCESS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.Cancell
 
 
 class Task(celery.Task[..., Any]):
-    """What every task of this service has unless its decorator says otherwise.
+    """The base class of all tasks of this service. Its attributes are defaults for the decorator.
 
     The body may be an `async def`: it runs on the event loop of the thread that executes the task.
 
-    `autoretry_for` waits a random part of 1, 2, 4, … minutes, at most of 10, so that a service that
-    was down isn't met by everybody at once. After `max_retries` the task fails.
+    `autoretry_for` waits for a random time of up to 1, 2, 4, … minutes, at most 10, so that not all
+    tasks call a service at once when it is back. After `max_retries`, the task fails.
     """
 
     max_retries = 3
@@ -37,33 +37,33 @@ class Task(celery.Task[..., Any]):
     retry_backoff = 60
     retry_backoff_max = 600
     retry_jitter = True
-    # What can't succeed isn't tried again, whatever `autoretry_for` names.
+    # These tasks can't succeed, so they aren't retried, even with `autoretry_for=(Exception,)`.
     dont_autoretry_for = (InvalidArguments, Reject)
 
     Request = "celery_service.tasks.request:Request"
 
-    # CELERY_TASK_TIME_LIMIT is the worker's. Celery would have publishers write theirs into each
-    # message, where it overrules the worker. A limit in the decorator still travels.
+    # The worker's CELERY_TASK_TIME_LIMIT applies. By default, publishers write their own value into
+    # each message, which overrides the worker's. Limits of the decorator are still sent.
     from_config = tuple(
         (attribute, setting)
         for attribute, setting in celery.Task.from_config
         if attribute not in ("time_limit", "soft_time_limit")
     )
 
-    # What the body takes; None with `typing=False`, which is Celery's way to turn checks off.
+    # The arguments of the body; None with `typing=False`, Celery's option to turn checks off.
     _arguments: Arguments | None = None
 
-    # What returns a coroutine, where the body is an `async def`.
+    # The function that returns the coroutine, if the body is an `async def`.
     _coroutine_function: Callable[..., Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Every decorator makes a class with the body as `run`; `autoretry_for` wraps it afterwards.
+        # The decorator creates a class with the body as `run`; `autoretry_for` wraps `run` later.
         super().__init_subclass__(**kwargs)
         body = cls.__dict__.get("run")
         function = body.__func__ if isinstance(body, staticmethod) else body
         if inspect.isasyncgenfunction(function):
             raise TypeError(f"{function.__qualname__} yields; a task is a coroutine that returns")
-        # Celery makes tasks of its own from our class, such as `celery.chord_unlock`.
+        # Celery's own tasks, such as `celery.chord_unlock`, use this class too.
         if function is None or cls.__module__.startswith("celery."):
             return
 
@@ -75,21 +75,21 @@ class Task(celery.Task[..., Any]):
             bound = not isinstance(body, staticmethod)
             cls._arguments = Arguments(name, function, bound=bound)
             function = cls._arguments.checked(function)
-        # A decorator between ours and the `async def` may hide it.
+        # Another decorator may wrap the `async def`.
         if inspect.iscoroutinefunction(inspect.unwrap(function)):
             cls._coroutine_function = as_attribute(function)
             function = _on_the_loop(function)
         setattr(cls, "run", as_attribute(_failing(function)))  # noqa: B010
 
     def before_start(self, *_: Any) -> None:
-        """Give up on a message whose process has died each time."""
+        """Fail if the process that ran this message has died DELIVERY_LIMIT times."""
         poison.refuse(self.app, self.request)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Send the task, unless it could only fail.
+        """Send the task, after checking its arguments and options.
 
         Raises:
-            InvalidArguments: The body doesn't take these arguments, or an option is wrong.
+            InvalidArguments: The body doesn't take these arguments, or an option is invalid.
         """
         try:
             check(self.name, args, kwargs, options)
@@ -97,15 +97,15 @@ class Task(celery.Task[..., Any]):
             if self._arguments:
                 self._arguments.check(args or (), kwargs or {})
         except InvalidArguments:
-            # What follows a task, such as the callback of a chord, is sent by the worker.
-            # Nobody would hear of an error there, so it fails where it runs.
+            # The worker sends tasks that follow another one, such as the callback of a chord.
+            # Nobody would see an error here, so send the task, which then fails when it runs.
             follows = options.keys() & {"parent_id", "reply_to"}
             if not (follows and self.app.current_worker_task):
                 raise
         return super().apply_async(args, kwargs, *rest, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Prepare a call. The place of arguments isn't known yet where others may join them."""
+        """Create a signature. Check positional arguments only if none can be added before them."""
         self._refuse_nesting(args, kwargs)
         known = (args or ()) if options.get("immutable") else ()
         if self._arguments and (known or kwargs):
@@ -121,7 +121,7 @@ class Task(celery.Task[..., Any]):
         """Run the task again later.
 
         Raises:
-            InvalidArguments: An option is wrong. Celery would reject the message.
+            InvalidArguments: An option is invalid. Celery would reject the message.
             Retry: Always, so that this run ends here.
         """
         check(self.name, args, kwargs, options)
@@ -135,10 +135,11 @@ class Task(celery.Task[..., Any]):
         queue: Any = None,
         **options: Any,
     ) -> Any:
-        """Prepare a retry, in the queue that the message came from.
+        """Create the signature of a retry, for the queue that the message came from.
 
-        Celery sends it to its exchange and routing key. RabbitMQ takes those of the default queue
-        for what is delayed, and our routes would take the priority that each message has there.
+        Celery would send it to the exchange and routing key of the message. On RabbitMQ, a delayed
+        message has those of the default queue. Our routes would also choose a queue by the priority
+        in `delivery_info`.
         """
         request = self.request if request is None else request
         if queue is None and not options.keys() & {"exchange", "routing_key"}:
@@ -146,10 +147,10 @@ class Task(celery.Task[..., Any]):
         return super().signature_from_request(request, args, kwargs, queue, **options)
 
     async def call_async(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the body here and now, where an event loop runs already: no broker, no retries.
+        """Run the body in the current event loop, without the broker and without retries.
 
         Raises:
-            TypeError: The task is no `async def`.
+            TypeError: The task isn't an `async def`.
         """
         if self._coroutine_function is None:
             raise TypeError(f"{self.name} is no async task; call it")
@@ -168,7 +169,8 @@ def install(app: celery.Celery) -> None:
         check(name, args, kwargs, options)
         return send(name, args, kwargs, *rest, **options)
 
-    # Also for who only knows the name of a task, for beat, and for the options of a decorator.
+    # Tasks that are sent by name and tasks that beat sends are checked too, and so are the options
+    # of decorators.
     app.send_task = send_task  # type: ignore[method-assign]
 
     def check_tasks(sender: Any, **kwargs: object) -> None:
@@ -188,10 +190,10 @@ def _on_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _failing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a task fail that raises what would end its process: `sys.exit()`, for instance.
+    """Make a task fail that raises an exception like SystemExit, for example by `sys.exit()`.
 
-    The pool threads would never hear of its end, solo would end the worker, and prefork would run
-    it three times.
+    Otherwise, the pool `threads` would not notice that the task has ended, `solo` would end the
+    worker, and `prefork` would run the task three times.
     """
 
     @functools.wraps(function)
@@ -199,8 +201,8 @@ def _failing(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except _ENDS_A_PROCESS as error:
-            # When the worker ends this process, the message goes back to the broker. And a plain
-            # call is no business of ours.
+            # If the worker ends this process, the message goes back to the broker. A plain call
+            # raises the exception as it is.
             if terminate_handler_fired() or celery.current_app.current_worker_task is None:
                 raise
             raise RuntimeError(f"the task raised {error!r}") from error
@@ -209,7 +211,7 @@ def _failing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _soft_time_limit() -> float | None:
-    """Return the limit of the task that runs, in seconds; only loops that get no signal heed it."""
+    """Return the current task's limit in seconds. It is used in pools without a signal for it."""
     task: celery.Task[..., Any] | None = celery.current_app.current_task
     if task is None or task.request.called_directly or task.request.is_eager:
         return None
@@ -221,9 +223,9 @@ def _refuse_what_can_not_run(worker: Any) -> None:
     pool = green.pool_of(worker)
     for name, task in sorted(worker.app.tasks.items()):
         if inspect.iscoroutinefunction(task.run):
-            # Celery would report success without having run it.
+            # Celery would report success without running the coroutine.
             raise SystemExit(f"The task {name} is an `async def` on another base than celery.Task.")
-        # Green threads replace the functions of the system that an event loop waits with.
+        # gevent and eventlet replace the system functions that an event loop uses to wait.
         if getattr(task, "_coroutine_function", None) and pool in green.POOLS:
             raise SystemExit(
                 f"The pool {pool} can't run async tasks such as {name}; "

@@ -1,6 +1,7 @@
 """The command `send`: send a task of this project by its name.
 
-Celery's own `call` sends any name with any arguments, and exits 0: the worker then rejects them.
+Celery's own `call` sends any name with any arguments and exits with 0. The worker then rejects the
+message.
 """
 
 import json
@@ -25,7 +26,7 @@ def command(ctx: click.Context, task: str, args: str) -> None:
         raise click.ClickException(f"no task is named {task!r}; the tasks are {', '.join(names)}")
     try:
         click.echo(app.tasks[task].apply_async(tuple(_positional(args))).id)
-    # Wrong arguments, some that JSON can't hold, or that are nested too deep; and no broker.
+    # Arguments that are invalid, that JSON can't represent or that are nested too deep; no broker.
     except (TypeError, ValueError, RuntimeError, KombuError, RedisError) as error:
         raise click.ClickException(" ".join(str(error).split())) from None
 

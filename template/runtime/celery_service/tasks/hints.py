@@ -1,4 +1,4 @@
-"""What the type hints of a task mean to pydantic."""
+"""Converts the type hints of a task to hints that pydantic can check."""
 
 import collections.abc
 import importlib
@@ -24,8 +24,8 @@ from typing import (
 import typing_extensions
 from pydantic import AfterValidator, TypeAdapter, with_config
 
-# pydantic checks these item by item while the body iterates, or not at all. For the first ones the
-# body gets a list.
+# pydantic checks the items of these types while the body iterates, or not at all. So the body gets
+# a list, or an iterator over a list.
 _LISTS = {
     collections.abc.Collection,
     collections.abc.Container,
@@ -40,14 +40,14 @@ def signature(body: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(body)
     except NameError:
-        # Python 3.14 evaluates hints only here. One has a name that only type checkers import.
+        # Python 3.14 evaluates hints here. One has a name that only type checkers import.
         library = importlib.import_module("annotationlib")
         options: dict[str, Any] = {"annotation_format": library.Format.FORWARDREF}
         return inspect.signature(body, **options)
 
 
 def hint_of(parameter: Parameter, names: dict[str, Any]) -> Any:
-    """Return what a parameter's hint means to pydantic; `Any` where it means nothing."""
+    """Return the hint of a parameter for pydantic; `Any` if pydantic can't check it."""
     if parameter.annotation is parameter.empty:
         return Any
     try:
@@ -60,7 +60,7 @@ def hint_of(parameter: Parameter, names: dict[str, Any]) -> Any:
 
 
 def _checked_at_once(hint: Any) -> Any:
-    """Return a hint that pydantic can check before the body begins, wherever in it that matters."""
+    """Return a hint that pydantic checks completely before the body begins."""
     origin, parts = get_origin(hint), get_args(hint)
     if (origin or hint) in _LISTS | _ITERATORS:
         items: Any = list[_checked_at_once(parts[0]) if parts else Any]  # type: ignore[misc]
@@ -78,7 +78,7 @@ def _checked_at_once(hint: Any) -> Any:
 
 
 def _typed_dict(hint: Any) -> Any:
-    """Return the same as a TypedDict of typing_extensions: below 3.12, pydantic takes no other."""
+    """Return a TypedDict of typing_extensions, which pydantic needs before Python 3.12."""
     keys: dict[str, Any] = {}
     for name, part in get_type_hints(hint, include_extras=True).items():
         keys[name] = _checked_at_once(part)

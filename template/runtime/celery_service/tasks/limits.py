@@ -1,21 +1,21 @@
-"""The time limits of a task: those of its message, else those of its decorator."""
+"""The time limits of a task: from its message, or else from its decorator."""
 
 import math
 from typing import Any
 
-#: What a soft limit is of the hard limit that it comes with, unless it is named.
+#: The default soft limit, as a fraction of the hard limit.
 SOFT = 0.9
 
 
 def limits(task: Any, of_message: Any) -> tuple[float | None, float | None]:
     """Return the hard and the soft limit of one run, in seconds. None stands for the worker's own.
 
-    A hard limit brings a soft limit with it. Otherwise the pool would wait for the worker's soft
-    limit of 540 s before it looks at a hard limit of 60 s.
+    If only a hard limit is set, the soft limit is derived from it. Otherwise the pool would wait
+    for the worker's soft limit of 540 s before it applies a hard limit of 60 s.
 
     Args:
         task: The task, with the limits of its decorator.
-        of_message: The header `timelimit`, which somebody else may have written.
+        of_message: The header `timelimit`. Its value may be invalid.
     """
     conf = task.app.conf
     given = of_message if isinstance(of_message, list | tuple) else ()
@@ -25,14 +25,14 @@ def limits(task: Any, of_message: Any) -> tuple[float | None, float | None]:
     hard_of_either = hard or conf.task_time_limit
     if soft and hard_of_either and soft > hard_of_either:
         soft = SOFT * hard_of_either
-    # Soft limits may be switched off: CELERY_TASK_SOFT_TIME_LIMIT=none.
+    # CELERY_TASK_SOFT_TIME_LIMIT=none turns soft limits off.
     elif hard and not soft and (conf.task_soft_time_limit or not conf.task_time_limit):
         soft = SOFT * hard
     return hard, soft
 
 
 def take_from_command_line(worker: Any) -> None:
-    """Have the options `--time-limit` and `--soft-time-limit` count as the settings do."""
+    """Treat the options `--time-limit` and `--soft-time-limit` like the settings."""
     conf = worker.app.conf
     hard, soft = worker.time_limit, worker.soft_time_limit
     is_own = hard != conf.task_time_limit and soft == conf.task_soft_time_limit

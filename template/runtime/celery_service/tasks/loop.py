@@ -1,6 +1,8 @@
-"""One event loop for each thread that executes tasks, kept from task to task: engines, pools and
-clients that are opened in one task serve the next. A loop for each task, as `asyncio.run` makes it,
-would open them anew every time; a loop in a thread of its own would hide `self.request` from tasks.
+"""One event loop for each thread that executes tasks. The loop is kept from task to task, so that
+tasks share engines, pools and clients.
+
+With a loop for each task, as `asyncio.run` creates it, each task would have to open them again.
+With a loop in a separate thread, tasks could not use `self.request`.
 """
 
 import asyncio
@@ -20,23 +22,23 @@ from celery_service.lifecycle import green
 
 T = TypeVar("T")
 
-# By the identifier of the thread. A new thread may get that of one that has ended, and its runner.
+# By thread identifier. A new thread may get the identifier of a dead thread, and uses its runner.
 _runners: dict[int, asyncio.Runner] = {}
 _of_the_parent: dict[int, asyncio.Runner] = {}
 
 
 def run(coroutine: Coroutine[Any, Any, T], soft_time_limit: float | None = None) -> T:
-    """Run a coroutine on the loop of this thread, and leave no trace of it there.
+    """Run a coroutine on the loop of this thread. Cancel the asyncio tasks that it leaves behind.
 
     Args:
-        coroutine: What to run.
-        soft_time_limit: Seconds after which it is cancelled, where the pool can't say so by signal.
+        coroutine: The coroutine.
+        soft_time_limit: Seconds after which to cancel it, in pools that don't send a signal.
 
     Raises:
-        SoftTimeLimitExceeded: The soft time limit has passed: the coroutine was cancelled, and its
+        SoftTimeLimitExceeded: The soft time limit has passed. The coroutine was cancelled, and its
             `finally` blocks ran.
-        RuntimeError: This thread has a running loop already, or is green, or the coroutine was
-            cancelled.
+        RuntimeError: A loop already runs in this thread, this is a green thread, or the coroutine
+            was cancelled.
     """
     _refuse_in_green_threads(coroutine)
     _refuse_in_a_running_loop(coroutine)
@@ -48,7 +50,7 @@ def run(coroutine: Coroutine[Any, Any, T], soft_time_limit: float | None = None)
     except asyncio.CancelledError as error:
         if exceeded:
             raise SoftTimeLimitExceeded from None
-        # A CancelledError is no Exception: it would end the process instead of the task.
+        # A CancelledError isn't an Exception: it would end the process instead of the task.
         raise RuntimeError("the coroutine was cancelled") from error
     finally:
         _cancel_all(loop)
@@ -57,20 +59,20 @@ def run(coroutine: Coroutine[Any, Any, T], soft_time_limit: float | None = None)
 @worker_process_shutdown.connect
 @worker_shutdown.connect
 def close_loops(**kwargs: object) -> None:
-    """Close the loops of this process and what belongs to them. Not called when a process dies."""
+    """Close the loops of this process and their resources. Not called if the process is killed."""
     while _runners:
         _, runner = _runners.popitem()
         if not runner.get_loop().is_running():
             runner.close()
 
 
-# For publishers and tests. The processes of a worker end without it.
+# For publishers and tests. The processes of a worker don't run exit handlers.
 atexit.register(close_loops)
 
 
 def _leave_to_the_parent() -> None:
-    # What was opened before a fork belongs to the parent. A loop that nobody refers to is closed,
-    # and closing it here would take the parent's own pipe out of the epoll that both share.
+    # Loops that were opened before a fork belong to the parent. Keep a reference: otherwise Python
+    # closes them here, which removes the parent's pipe from the epoll that both processes share.
     _of_the_parent.update(_runners)
     _runners.clear()
 
@@ -79,7 +81,7 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _refuse_in_green_threads(coroutine: Coroutine[Any, Any, object]) -> None:
-    # They all run in one thread of the system, which has one running loop.
+    # All green threads run in one system thread, which can have only one running loop.
     if green.is_green():
         coroutine.close()
         raise RuntimeError(
@@ -101,7 +103,7 @@ def _refuse_in_a_running_loop(coroutine: Coroutine[Any, Any, object]) -> None:
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what still runs, and wait until it has ended: the next task must not meet it."""
+    """Cancel asyncio tasks that still run, and wait until they end, before the next task starts."""
     while tasks := asyncio.all_tasks(loop):
         for task in tasks:
             task.cancel()
@@ -112,13 +114,14 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
 def _cancelled_by_soft_limit(
     loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float | None
 ) -> Iterator[list[bool]]:
-    """Cancel `task` at its soft time limit; the yielded list is then no longer empty."""
+    """Cancel `task` at its soft time limit. The yielded list then has an item."""
     exceeded: list[bool] = []
 
     def cancel(signum: int = 0, frame: FrameType | None = None) -> None:
         exceeded.append(True)
         if asyncio.current_task(loop) is task:
-            # It computes or blocks. An exception between two steps would break the loop itself.
+            # The task computes or blocks, so raise here. Between two steps of a task, an exception
+            # would break the loop itself.
             raise asyncio.CancelledError
         loop.call_soon_threadsafe(task.cancel)
 
@@ -139,7 +142,7 @@ def _cancelled_by_soft_limit(
 
 
 def _has_signal() -> bool:
-    """Tell whether this is a process of the prefork pool, which hears of soft limits by SIGUSR1."""
+    """Tell whether this is a process of the prefork pool, which gets soft limits by SIGUSR1."""
     if threading.current_thread() is not threading.main_thread():
         return False
     handler = signal.getsignal(signal.SIGUSR1)

@@ -1,7 +1,7 @@
-"""How task modules are found: every module of the package is imported, so being there is enough.
+"""Finds task modules: it imports every module of the package, so you needn't register modules.
 
-Celery's own `autodiscover_tasks` looks for one module of a given name, and passes silently over one
-whose own imports are missing; here that stops the worker with the reason.
+Celery's own `autodiscover_tasks` imports one module with a given name, and ignores it silently if
+one of its imports is missing. Here, a missing import stops the worker and shows the error.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from celery.signals import import_modules
 
 
 def install(app: Celery, package: str) -> None:
-    """Have every module of `package` imported when `app` starts."""
+    """Import every module of `package` when `app` starts."""
 
     def import_all(sender: Celery, **kwargs: Any) -> None:
         # Celery sends the signal for each app of the process.

@@ -1,4 +1,4 @@
-"""Do once what may be delivered twice: docs/dev/tasks.md tells how, and what this can't promise."""
+"""`once()`: do work once, even if its message is delivered twice. See docs/dev/tasks.md."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from celery_service.dead_letters.store import prefix_of
 from celery_service.tasks.limits import limits
 
 DAY = 24 * 60 * 60.0
-#: Seconds that a run may take where nothing limits it.
+#: The default lease in seconds, if the task has no time limit.
 LONGEST_RUN = 60 * 60.0
 #: Seconds that a process needs to end after its time limit.
 MARGIN = 5.0
@@ -26,29 +26,29 @@ logger = structlog.get_logger(__name__)
 
 
 class StillRunning(Exception):
-    """The same work has begun elsewhere, and has neither ended nor failed."""
+    """Another process has begun the same work, and its lease has not ended."""
 
 
 @contextlib.contextmanager
 def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) -> Iterator[bool]:
-    """Tell whether a piece of work in a task is still to be done. After the block it is done.
+    """Yield True if the work still has to be done, else False. When the block ends, it is done.
 
-    When the block raises, the work is to be done again. When the process dies, it is so after the
-    lease; a task that asks before is retried then.
+    If the block raises an exception, the next run does the work again. If the process dies, the
+    next run does it when the lease has ended; a run before that is retried at the end of the lease.
 
     Args:
-        key: Which work it is, among those of this task. By default it is what this message asks
-            for, delivered and retried however often. A plain call has no message: it does the work.
-        lease: Seconds that the block takes at most. By default, as long as the task may run.
-        keep: Seconds to remember that it is done.
+        key: Identifies the work among the work of this task. The default is the task id, which
+            redeliveries and retries share. A plain call has no id: it always does the work.
+        lease: The longest time in seconds that the block takes. The default is the task's limit.
+        keep: Seconds to remember that the work is done.
 
     Raises:
-        Retry: Somebody else does it, or Redis can't be asked: the task runs again later.
-        RedisError: Redis refuses for good, such as for a missing permission.
+        Retry: Another process does the work, or Redis is unreachable: the task runs again later.
+        RedisError: Redis refuses permanently, for example because of a missing permission.
     """
     task = celery.current_app.current_task
     if task is None:
-        raise RuntimeError("once() belongs into the body of a task")
+        raise RuntimeError("call once() in the body of a task")
     key = key or task.request.id or ""
     if not key:
         yield True
@@ -70,14 +70,14 @@ def once(key: str = "", *, lease: float | None = None, keep: float = 7 * DAY) ->
     try:
         yield True
     except BaseException:
-        # Without Redis the lease stays. What has happened here matters more.
+        # If Redis is unreachable, the lease stays. Raise the exception of the block.
         with contextlib.suppress(RedisError):
             work.release()
         raise
     try:
         work.finish(keep)
     except RedisError as error:
-        # It is done. Failing now would have it done again.
+        # The work is done. If the task failed now, the work would be done again.
         logger.warning("once_not_remembered", key=key, error=str(error))
 
 
@@ -88,20 +88,20 @@ def _longest_run(task: Any) -> float:
 
 
 class _Work(Protocol):
-    """A piece of work, and who does it."""
+    """Stores the state of the work: free, leased or done."""
 
     def claim(self) -> Literal["ours", "done"] | float:
-        """Hold the work if nobody does. Otherwise say that it is done, or how long it is held."""
+        """Take the lease; return "ours", "done", or the seconds until the lease of another ends."""
 
     def release(self) -> None:
-        """Let others have the work."""
+        """Give the lease back."""
 
     def finish(self, keep: float) -> None:
-        """Remember for `keep` seconds that it is done, even if it took longer than the lease."""
+        """Store for `keep` seconds that the work is done, even if the lease has ended."""
 
 
 class _WorkInRedis:
-    """In the Redis of the results: redis-py's lock, and a key that says done."""
+    """Uses the Redis of the result backend: a lock of redis-py, and a key when the work is done."""
 
     def __init__(self, redis: Any, name: str, lease: float) -> None:
         self._redis = redis
@@ -111,7 +111,7 @@ class _WorkInRedis:
     def claim(self) -> Literal["ours", "done"] | float:
         if not self._lock.acquire():
             return max(float(self._redis.pttl(self._lock.name)), 0.0) / 1000
-        # Asked when the lock is ours: its last holder has said so before giving it back.
+        # Check after taking the lock: its last holder has set the key before releasing the lock.
         if self._redis.exists(self._done):
             self._lock.release()
             return "done"
@@ -122,21 +122,21 @@ class _WorkInRedis:
 
     def finish(self, keep: float) -> None:
         self._redis.set(self._done, 1, px=int(keep * 1000))
-        # The lease may have ended, or Redis gone away: it is remembered all the same.
+        # This fails if the lease has ended or Redis is unreachable. The key is set already.
         with contextlib.suppress(RedisError):
             self._lock.release()
 
 
 class _WorkWithoutRedis:
-    """The same for the results of tests and of the embedded broker, which have no locks.
+    """Uses the result backends of tests and of the embedded broker, which have no locks.
 
-    Two processes that ask at the very same time may both get the work.
+    If two processes call `claim` at the same time, both may get the lease.
     """
 
     def __init__(self, backend: Any, name: str, lease: float) -> None:
         self._backend = backend
         self._lease = lease
-        # Results may be files, whose names can't hold every key.
+        # Results may be files, and not every key is a valid file name.
         self._key = f"once-{sha256(name.encode()).hexdigest()}".encode()
 
     def claim(self) -> Literal["ours", "done"] | float:

@@ -1,4 +1,4 @@
-"""The options of `apply_async`: they are what Celery can use, or nothing is sent.
+"""Checks the options of `apply_async` before the message is sent.
 
 https://docs.celeryq.dev/en/stable/userguide/calling.html
 """
@@ -15,16 +15,16 @@ from celery_service.tasks.arguments import InvalidArguments
 
 
 def check(task: str, args: object, kwargs: object, options: Mapping[str, object]) -> None:
-    """Refuse what can't be sent, or what a worker couldn't read.
+    """Refuse options that can't be sent, or that a worker can't read.
 
     Args:
         task: The name of the task, for messages.
-        args: Its positional arguments.
-        kwargs: Its named arguments.
-        options: Those of `apply_async`. Celery has more of them than are checked here.
+        args: The positional arguments of the task.
+        kwargs: The keyword arguments of the task.
+        options: The options of `apply_async`. Options that are not in _RULES aren't checked.
 
     Raises:
-        InvalidArguments: One of them is wrong. The message says what it must be.
+        InvalidArguments: An option is invalid. The message says which values are allowed.
     """
     for name, value in {"args": args, "kwargs": kwargs, **options}.items():
         if value is not None and name in _RULES:
@@ -42,7 +42,7 @@ def _is_limit(value: Any) -> bool:
 
 
 def _is_moment(value: Any) -> bool:
-    # A retry passes on `expires` as the text that was in the message.
+    # A retry passes `expires` as text, as it was in the message.
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -59,7 +59,7 @@ _SECONDS = "a number of seconds"
 _MOMENT = "a datetime with a time zone, such as datetime.now(UTC)"
 _LIMIT = (_is_limit, f"{_SECONDS} above 0")
 
-#: Name → whether a value is right, and what it must be. None stands for the default everywhere.
+#: Option → a check, and the allowed values as text. None is always allowed and means the default.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "args": (lambda value: isinstance(value, list | tuple), "a list or a tuple"),
     "kwargs": (
@@ -85,7 +85,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _shown(value: object) -> str:
-    """Return a value as it may stand in a message: numbers as they are, of others the type."""
+    """Return a value for an error message: a number itself, the type of any other value."""
     if isinstance(value, datetime):
         return "one without"
     return str(value) if isinstance(value, Real) else type(value).__name__

@@ -1,7 +1,7 @@
-"""What tasks print is seen as on a terminal: a line at once, an unfinished one when its task ends.
+"""Writes the output of tasks at once: each line when it is complete, the rest when the task ends.
 
-Into a file or a pipe Python writes 8 KiB at a time. A process of the pool that is killed or
-replaced would take what tasks have printed with it.
+If the output is a file or a pipe, Python buffers 8 KiB. The buffered output would be lost when a
+process of the pool is killed or replaced.
 """
 
 import io
@@ -11,15 +11,15 @@ from celery.signals import beat_init, celeryd_init, task_postrun, worker_process
 
 
 def install() -> None:
-    """Have the processes of workers, and beat, write what is printed."""
-    # A process that is spawned instead of forked has a standard output of its own.
+    """Change the buffering in beat, in workers and in the processes of their pools."""
+    # A process that is spawned instead of forked has its own `sys.stdout`.
     for signal in (celeryd_init, worker_process_init, beat_init):
         signal.connect(_write_lines)
     task_postrun.connect(_write_the_rest)
 
 
 def _write_lines(**kwargs: object) -> None:
-    # Not without any buffer: Python would write a line and its end one after the other, and lines
+    # Don't turn the buffer off: Python would write a line and its line break separately, and lines
     # of two processes would mix.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)

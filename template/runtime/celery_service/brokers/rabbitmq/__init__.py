@@ -18,8 +18,8 @@ from celery_service.config import addresses
 SCHEMES = ("amqp", "amqps", "pyamqp")
 EXAMPLE = "amqp://guest:guest@localhost:5672//"
 
-#: How often RabbitMQ itself delivers a message before it gives up. We count as well, and sooner:
-#: dead_letters/poison.py. This is for what dies before it gets there.
+#: RabbitMQ dead-letters a message after so many deliveries. dead_letters/poison.py gives up after
+#: 3; this higher limit is for workers that die before they count a delivery.
 BACKSTOP = 20
 
 TRANSPORT = "celery_service.brokers.rabbitmq.transport"
@@ -27,12 +27,12 @@ TRANSPORT = "celery_service.brokers.rabbitmq.transport"
 # Quorum queues are replicated, and count deliveries: https://www.rabbitmq.com/docs/quorum-queues
 QUORUM = {"x-queue-type": "quorum"}
 WORK = QUORUM | {
-    # RabbitMQ counts what comes after the first one.
+    # RabbitMQ doesn't count the first delivery.
     "x-delivery-limit": BACKSTOP - 1,
-    # "" is the exchange that knows every queue by its name.
+    # "" is the default exchange, which routes by the name of the queue.
     "x-dead-letter-exchange": "",
     "x-dead-letter-routing-key": DEAD_LETTER_QUEUE,
-    # Keep the message until `dead_letter` has confirmed it. By default it can get lost.
+    # Keep the message until `dead_letter` has confirmed it. By default, it can get lost.
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }
@@ -46,20 +46,20 @@ SETTINGS: dict[str, object] = {
         }
         for name in NAMES
     },
-    # A direct exchange can't delay a message: an ETA would then block a worker's prefetch window.
+    # A direct exchange can't delay messages. Those with an ETA would fill the prefetch window.
     # https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html
     "task_default_exchange_type": "topic",
-    # A queue made on the fly, by `queue="reports"` or `-Q reports`, is like the others.
+    # Queues that `queue="reports"` or `-Q reports` creates have the same type as the others.
     "task_default_queue_type": "quorum",
     "task_create_missing_queue_type": "quorum",
     "task_create_missing_queue_exchange_type": "topic",
     "worker_consumer": "celery_service.brokers.rabbitmq.consumer:Consumer",
-    # A message counts as sent when the broker has written it down, not when it has left our socket.
-    # And a broker that is frozen, or has no memory left, must not freeze publishers: each of two
-    # attempts waits so long for the confirmation, and again for the end of the connection.
+    # A message counts as sent when the broker has confirmed it, not when it was written to the
+    # socket. The timeouts keep publishers from hanging if the broker is frozen or out of memory:
+    # each of two attempts waits 2 s for the confirmation and 2 s for the connection to close.
     "broker_transport_options": {"confirm_publish": True, "read_timeout": 2, "write_timeout": 2},
-    # A lost connection gives running tasks back to the broker: by default they then run here and
-    # elsewhere at the same time.
+    # After a lost connection, RabbitMQ delivers the messages of running tasks again. By default,
+    # these tasks would run here and on another worker at the same time.
     "worker_cancel_long_running_tasks_on_connection_loss": True,
 }
 
@@ -67,9 +67,9 @@ _base: Any = celery.app.base
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
-    """Return the settings; have Kombu use our transport, and Celery send delays below a second.
+    """Return the settings. Register our transport, because Kombu's can lose messages.
 
-    Kombu's own transport can lose messages.
+    Also make Celery accept delays of less than a second.
     """
     _base.calculate_routing_key = _routing_key
     TRANSPORT_ALIASES.update(
@@ -81,20 +81,20 @@ def settings(url: str, root: Path) -> dict[str, object]:
 
 
 def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
-    """Complete the settings of the results, and refuse what can't work.
+    """Complete the settings of the result backend, and refuse invalid addresses.
 
     Raises:
-        ConfigurationError: An address can't work, or there is no Redis for results.
+        ConfigurationError: An address is invalid, or no Redis is configured for results.
     """
     addresses.check_brokers(settings, called, addresses.check_server)
     results.check(settings, called)
 
 
 def _routing_key(countdown: int, routing_key: str) -> str:
-    """Return the routing key of a message with a delay of so many whole seconds.
+    """Return the routing key of a message with a delay of `countdown` whole seconds.
 
-    Kombu refuses 0. With 28 zeros in front, RabbitMQ delivers the message at once, and the worker
-    waits until it is due.
+    Kombu refuses 0. With a prefix of 28 zeros, RabbitMQ delivers the message at once, and the
+    worker waits until the task is due.
     """
     if countdown >= 1:
         return calculate_routing_key(countdown, routing_key)

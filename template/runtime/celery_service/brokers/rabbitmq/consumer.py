@@ -1,5 +1,5 @@
-"""What a worker on RabbitMQ does besides consuming tasks: it declares the queues, and keeps what
-ends in `dead_letter`.
+"""The consumer of a worker on RabbitMQ. Besides consuming tasks, it declares all queues, and it
+consumes the queue `dead_letter` and keeps its messages as records.
 """
 
 from typing import Any
@@ -22,37 +22,38 @@ from celery_service.brokers.rabbitmq import BACKSTOP
 from celery_service.dead_letters.poison import PoisonMessage
 from celery_service.dead_letters.story import context_of
 
-#: How long to look whether there is a heartbeat, in seconds.
+#: Seconds to wait for a heartbeat on the connection for events.
 MOMENT = 0.001
 
 logger = get_logger(__name__)
 
 
 class DeclareQueues(bootsteps.StartStopStep):
-    """Declare every queue when a worker connects, those too that it doesn't consume."""
+    """Declares all queues when a worker connects, including those that it doesn't consume."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def start(self, parent: Any) -> None:
-        """Declare them, at start and after each reconnection."""
+        """Declare the queues, when the worker starts and after each reconnection."""
         with parent.connection.channel() as channel:
             for queue in parent.app.amqp.queues.values():
                 queue.bind(channel).declare()
 
 
 class DelaysAfterQueues(delayed_delivery.DelayedDelivery):
-    """Binds the queues to the exchange that delays messages, once they are all there.
+    """Binds the queues to the exchange that delays messages, after all queues are declared.
 
-    Celery declares only what a worker consumes; binding any other switches delays off.
+    Celery declares only the queues that a worker consumes. If it then binds a queue that doesn't
+    exist, it turns delayed delivery off.
     """
 
     requires = (Tasks, DeclareQueues)
 
 
 class KeepDeadLetters(bootsteps.ConsumerStep):
-    """Take messages out of `dead_letter`: keep them as records, and mark their tasks.
+    """Consumes `dead_letter`: keeps each message as a record, and marks its task as failed.
 
-    RabbitMQ puts there what was delivered too often, what a worker rejected, and what has expired.
+    RabbitMQ moves a message there if it was delivered too often, was rejected or has expired.
     """
 
     requires = (DeclareQueues,)
@@ -76,7 +77,8 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
 
     def _settle(self, message: Any) -> None:
         app = self._parent.app
-        # Why RabbitMQ put it here, and from which queue. A delay leaves older entries.
+        # The first entry says why and from which queue RabbitMQ moved the message here. Later
+        # entries are from delays.
         reason = queue = ""
         match message.headers.get("x-death"):
             case [{"reason": str(reason), "queue": str(queue)}, *_]:
@@ -90,14 +92,14 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
             else:
                 keep(app, message, *self._cause(message), queue=queue)
         except (RedisError, OperationalError) as error:
-            # It stays in the queue, unacknowledged.
+            # The message stays in the queue, unacknowledged.
             logger.warning("can't keep a dead letter, trying again in 5 seconds: %s", error)
             self._parent.timer.call_after(5.0, self._settle, (message,))
         else:
             message.ack()
 
     def _revoke(self, message: Any) -> None:
-        """Mark a task that has expired, as a worker does that receives one."""
+        """Mark an expired task as revoked, as a worker does when it receives one."""
         context = context_of(message)
         logger.info("Discarding revoked task: %s[%s]", message.headers["task"], context.id)
         with logged("can't revoke a task"):
@@ -117,21 +119,22 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
 
 
 class LookBriefly(bootsteps.StartStopStep):
-    """Look only for a moment at the connection for events, and only when nobody else does.
+    """Reads from the connection for events for 1 ms only, and not while an event is being sent.
 
-    In a pool without an event loop, such as gevent, Celery looks for a heartbeat there after each
-    message, and for 0.1 seconds: no worker would start more than ten tasks a second. And it takes
-    the confirmation that who sends an event waits for, for ever and with a lock.
+    In a pool without an event loop, such as gevent, Celery reads from this connection for 0.1 s
+    after each message, to receive heartbeats. That has two problems: no worker starts more than
+    ten tasks a second; and Celery may read the confirmation of an event, for which the sender of
+    the event then waits for ever, while it holds the lock `dispatcher.mutex`.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
 
     def include_if(self, parent: Any) -> bool:
-        """Leave it alone where there is an event loop."""
+        """Include this step only in pools without an event loop."""
         return not parent.hub
 
     def start(self, parent: Any) -> None:
-        """Change the connection, at start and after each reconnection."""
+        """Change the connection, when the worker starts and after each reconnection."""
         dispatcher = parent.event_dispatcher
         drain = dispatcher.connection.drain_events
 
@@ -149,10 +152,10 @@ _celerys: Any = celery.worker.consumer.Consumer
 
 
 class Consumer(consumer.Consumer):
-    """Has the steps above. RabbitMQ puts the messages that it rejects into `dead_letter`."""
+    """A consumer with the steps above. RabbitMQ moves messages that it rejects to `dead_letter`."""
 
     class Blueprint(_celerys.Blueprint):  # type: ignore[misc]
-        """The steps in which it starts."""
+        """The steps that start a consumer."""
 
         default_steps = (
             *(step for step in _celerys.Blueprint.default_steps if "DelayedDelivery" not in step),
@@ -163,7 +166,7 @@ class Consumer(consumer.Consumer):
         )
 
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
-        """Do nothing: RabbitMQ puts the message into `dead_letter`."""
+        """Do nothing: RabbitMQ moves the rejected message to `dead_letter`."""
 
     def hand_back(self, *, blocked: bool) -> None:
-        """Do nothing: RabbitMQ sees that the connection ends."""
+        """Do nothing: RabbitMQ takes unfinished messages back when the connection closes."""

@@ -1,8 +1,8 @@
-"""How messages get into RabbitMQ: the sender hears of one that no queue takes.
+"""How messages get into RabbitMQ. The sender gets an error if no queue takes a message.
 
-RabbitMQ confirms such a message, and drops it. A process that sends tasks declares their queue
-once, and somebody may delete it afterwards. Here the message comes back, Kombu tries again as
-`task_publish_retry_policy` says, and by then declares everything anew.
+By default, RabbitMQ confirms such a message and drops it. A process that sends tasks declares their
+queue once, and somebody may delete the queue afterwards. With this transport, RabbitMQ returns the
+message. Kombu then declares everything again and retries, as `task_publish_retry_policy` says.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class Unroutable(RecoverableChannelError):
 
 
 class Channel(_kombus.Channel):  # type: ignore[misc]
-    """Raises an error for what comes back."""
+    """Raises an error for a message that RabbitMQ returns."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -32,11 +32,11 @@ class Channel(_kombus.Channel):  # type: ignore[misc]
         self.events["basic_return"].add(self._on_returned)
 
     def basic_publish_confirm(self, *args: Any, **options: Any) -> Any:
-        """Send a message, and wait until RabbitMQ has it.
+        """Send a message, and wait until RabbitMQ confirms it.
 
         Raises:
-            Unroutable: It was sent with `mandatory`, and no queue takes it.
-            RecoverableConnectionError: Its exchange doesn't exist, so the channel is closed.
+            Unroutable: The message was sent with `mandatory`, and no queue takes it.
+            RecoverableConnectionError: The exchange doesn't exist. RabbitMQ closed the channel.
         """
         self._returned = ""
         try:
@@ -49,21 +49,21 @@ class Channel(_kombus.Channel):  # type: ignore[misc]
         return sent
 
     def _on_returned(self, _: Any, exchange: str, routing_key: str, __: Any) -> None:
-        """Take it back. The confirmation comes afterwards, and must be read too."""
+        """Remember it. RabbitMQ confirms a returned message too, so don't raise an error yet."""
         self._returned = f"no queue takes messages for {routing_key!r} of exchange {exchange!r}"
 
 
 class Connection(_kombus.Connection):  # type: ignore[misc]
-    """A connection with such channels."""
+    """A connection that uses `Channel`."""
 
     Channel = Channel
 
 
 class Transport(_kombus.Transport):  # type: ignore[misc]
-    """What `amqp://` and `pyamqp://` stand for: see `brokers.rabbitmq.settings`."""
+    """The transport for `amqp://` and `pyamqp://`: see `brokers.rabbitmq.settings`."""
 
     Connection = Connection
-    # Workers and beat wait for a missing virtual host or user, as for a broker that is away.
+    # Workers and beat wait if a virtual host or user is missing, as if the broker were unreachable.
     recoverable_connection_errors = (
         *_kombus.Transport.recoverable_connection_errors,
         *(AccessRefused, NotAllowed),
@@ -71,7 +71,7 @@ class Transport(_kombus.Transport):  # type: ignore[misc]
 
 
 class SSLTransport(_kombus.SSLTransport):  # type: ignore[misc]
-    """What `amqps://` stands for."""
+    """The transport for `amqps://`."""
 
     Connection = Connection
     recoverable_connection_errors = Transport.recoverable_connection_errors

@@ -1,4 +1,4 @@
-"""Redis as the broker: its settings. transport.py is how messages come out of it."""
+"""Redis as the broker: its settings. transport.py fetches the messages."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from celery_service.config.settings import ConfigurationError
 SCHEMES = results.SCHEMES
 EXAMPLE = results.EXAMPLE
 
-#: Seconds for which a worker holds a message unless it renews that: see lease.py.
+#: Seconds for which a worker holds a message unless it renews the lease: see lease.py.
 LEASE = 60.0
 
-#: What a client must know to ask a Sentinel.
+#: The options that a client of a Sentinel needs.
 SENTINEL_OPTIONS = ("master_name", "min_other_sentinels", "sentinel_kwargs")
 
 TRANSPORT = "celery_service.brokers.redis.transport"
@@ -28,16 +28,16 @@ TRANSPORT = "celery_service.brokers.redis.transport"
 SETTINGS: dict[str, object] = {
     "task_queues": {name: {"exchange": name} for name in NAMES},
     "worker_consumer": "celery_service.brokers.redis.consumer:Consumer",
-    # A worker that starts or reconnects while Redis can't write waits, too: by default it ends.
+    # A worker that starts or reconnects while Redis can't write also waits. By default, it exits.
     "broker_channel_error_retry": True,
-    # On Redis, this one would acknowledge what it cancels, and lose the task.
+    # On Redis, this setting would acknowledge the messages of cancelled tasks and lose the tasks.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_transport_options": {
         **REDIS_SOCKET,
-        # Always look into the most urgent queue first.
+        # Always fetch from the most urgent queue first.
         "queue_order_strategy": "priority",
-        # One list for each queue, whose length is what waits there. By default there are four, and
-        # priority 0 is the most urgent.
+        # One list for each queue, so that LLEN is the number of waiting messages. By default there
+        # are four lists, for priorities.
         "priority_steps": [0],
         "visibility_timeout": LEASE,
     },
@@ -45,7 +45,7 @@ SETTINGS: dict[str, object] = {
 
 
 def settings(url: str, root: Path) -> dict[str, object]:
-    """Return the settings, and have Kombu use our transport: its own can lose messages."""
+    """Return the settings. Register our transport, because Kombu's can lose messages."""
     TRANSPORT_ALIASES.update(
         redis=f"{TRANSPORT}:Transport",
         rediss=f"{TRANSPORT}:Transport",
@@ -55,11 +55,11 @@ def settings(url: str, root: Path) -> dict[str, object]:
 
 
 def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
-    """Complete the settings of the broker and the results, and refuse what can't work.
+    """Complete the settings of the broker and the result backend, and refuse invalid ones.
 
     Raises:
-        ConfigurationError: An address can't work, the lease is no number of seconds, or a Sentinel
-            has no master.
+        ConfigurationError: An address is invalid, `visibility_timeout` isn't a number of seconds,
+            or `master_name` is missing for a Sentinel.
     """
     options = settings["broker_transport_options"]
     lease = options["visibility_timeout"]
@@ -76,7 +76,7 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
         )
     ssl = settings.get("broker_use_ssl")
     if ssl is True or (not ssl and url.startswith("rediss")):
-        # Kombu wouldn't check certificates, and takes True for no encryption at all.
+        # By default, Kombu doesn't verify certificates, and with True it doesn't use TLS at all.
         settings["broker_use_ssl"] = {"ssl_cert_reqs": CERT_REQUIRED}
     addresses.check_brokers(settings, called, addresses.check_redis)
     if is_sentinel and "master_name" not in options:
@@ -85,7 +85,7 @@ def check(settings: dict[str, Any], called: Callable[[str], str]) -> None:
             f"{called('broker_url')} names a Sentinel."
         )
     if settings["result_backend"] == url:
-        # Results use the same Redis: reach it as the broker does.
+        # Results use the same Redis, so connect with the same options.
         settings.setdefault("redis_backend_use_ssl", settings.get("broker_use_ssl"))
         settings["result_backend_transport_options"] = {
             name: options[name] for name in SENTINEL_OPTIONS if name in options

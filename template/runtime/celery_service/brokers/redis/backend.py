@@ -1,8 +1,9 @@
-"""How results are read from Redis. Celery would have clients wait for a Redis that is away.
+"""The result backend. If Redis is unreachable, workers wait and clients get an error.
 
-With `result_backend_always_retry`, which workers need, it repeats every question until it is
-answered; and a client that has lost its connection while it waits for a result is told to restart.
-Here only workers repeat, and a connection is renewed by who waits.
+Workers need `result_backend_always_retry`, with which Celery retries every command until Redis
+answers. Celery then makes clients wait for ever too, and tells a client to restart that loses its
+connection while it waits for a result. Here only workers retry, and a client that waits for a
+result reconnects.
 """
 
 import random
@@ -21,9 +22,10 @@ from redis.exceptions import RedisError
 from celery_service.brokers.errors import unavailable
 from celery_service.data.results import passes
 
-#: Seconds after which who waits for a result looks whether it is there, and whether Redis is.
+#: Seconds between two checks, while waiting for a result, of whether it has arrived unnoticed and
+#: whether Redis still answers.
 LOOK = 1.0
-#: How many results it looks for at once.
+#: The number of results that one check reads.
 BATCH = 100
 
 logger = structlog.get_logger(__name__)
@@ -32,15 +34,15 @@ _celerys: Any = celery.backends.redis
 
 
 class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
-    """Listens for results. Who waits makes the connection, and a new one when it has broken."""
+    """Listens for results. It connects when somebody waits for one, and reconnects if it must."""
 
     _pubsub: Any = None
     _looked = 0.0
-    # Whether results may have come while nobody listened.
+    # Whether results may have arrived while there was no connection.
     _has_missed = False
 
     def consume_from(self, task_id: str) -> None:
-        """Listen for a result, as soon as somebody waits for one."""
+        """Subscribe to a result: now if there is a connection, otherwise when somebody waits."""
         with self._locked():
             if self._pubsub is not None:
                 self._consume_from(task_id)
@@ -50,10 +52,10 @@ class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
             self.subscribed_to.add(key)
 
     def on_wait_for_pending(self, result: Any, **options: Any) -> None:
-        """Listen, and look what is there already.
+        """Connect, and check for results that are there already.
 
         Raises:
-            OperationalError: Redis is away, and this is no worker.
+            OperationalError: Redis is unreachable, and this isn't a worker.
         """
         self._looked = time.monotonic()
         self.backend.patiently(self._listen)
@@ -71,14 +73,14 @@ class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
         yield from super()._wait_for_pending(result, timeout=timeout, on_interval=look, **options)
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Take what has come. Where Redis is away, `_look` says so to who waits."""
+        """Read what has arrived. If Redis is unreachable, `_look` raises the error."""
         if self._pubsub is None:
             with suppress(RedisError, OSError):
                 self._listen()
         super().drain_events(timeout)
 
     def _look(self) -> None:
-        """Look whether results have come unheard. A Redis that is frozen ends no connection."""
+        """Read results that may have been missed. This also notices a Redis that hangs."""
         self._looked = time.monotonic()
         self.backend.patiently(self._listen)
         with self._locked():
@@ -92,7 +94,7 @@ class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
         self._has_missed = False
 
     def _listen(self) -> None:
-        """Listen for all results that somebody waits for."""
+        """Connect, and subscribe to all results that somebody waits for."""
         with self._locked():
             if self._pubsub is not None:
                 return
@@ -103,7 +105,7 @@ class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
 
     @contextmanager
     def reconnect_on_error(self) -> Iterator[None]:
-        """Give up a connection that breaks. Who waits makes another one."""
+        """Close a broken connection. The next `drain_events` or `_look` opens a new one."""
         try:
             yield
         except self._connection_errors:
@@ -114,21 +116,21 @@ class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
 
 
 class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
-    """Results in Redis, for which only workers wait."""
+    """Results in Redis. Only workers wait for a Redis that is unreachable."""
 
     ResultConsumer = ResultConsumer
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Do nothing. Celery would listen for each result from the moment its task is sent."""
+        """Do nothing. Celery would subscribe to each result when it sends the task."""
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Return whether an error may pass, and this is a process that waits for it."""
-        # Celery sets this in workers, also for the processes of their pools.
+        """Return whether the error is temporary and this process is a worker."""
+        # Celery sets this in workers and in the processes of their pools.
         is_worker: bool = self.app.loader.worker_initialized
         return is_worker and passes(exc)
 
     def store_result(self, task_id: Any, result: Any, state: Any, *rest: Any, **more: Any) -> Any:
-        """Store a state. What Redis refuses for good is logged: the task itself goes on."""
+        """Store a state. If Redis refuses it permanently, log an error; the task goes on."""
         try:
             return super().store_result(task_id, result, state, *rest, **more)
         except (RedisError, OperationalError) as error:
@@ -139,19 +141,19 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         return result
 
     def patiently(self, ask: Callable[[], Any]) -> Any:
-        """Ask Redis: workers do so until it answers.
+        """Call `ask`. Workers retry until Redis answers.
 
         Raises:
-            OperationalError: Redis is away, and this is no worker.
+            OperationalError: Redis is unreachable, and this isn't a worker.
         """
         return self._ensure_retryable(self._ask, ask)
 
     def get(self, key: Any) -> Any:
-        """Return what a key holds."""
+        """Return the value of a key."""
         return self._ask(super().get, key)
 
     def mget(self, keys: Any) -> Any:
-        """Return what keys hold."""
+        """Return the values of several keys."""
         return self.patiently(partial(super().mget, keys))
 
     def delete(self, key: Any) -> None:
@@ -159,7 +161,7 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         self._ask(super().delete, key)
 
     def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
-        """Try several times, as `retry_policy` says."""
+        """Call a function, and retry it as `retry_policy` says."""
         return self._ask(super().ensure, fun, args, **policy)
 
     def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:

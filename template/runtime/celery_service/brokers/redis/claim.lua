@@ -1,12 +1,14 @@
--- Take over what nobody has renewed. What is returned is the caller's for a lease, to put it back.
--- KEYS: unacked_index. ARGV: how our tags begin, the lease in seconds, how long Kombu's own tags
--- last, when the caller renewed its own, how many to return at most. Our tags go on with the lease
--- of their holder, which may be longer than the caller's.
+-- Claim messages whose lease has expired, and return their tags. The caller then has one lease of
+-- time to put them back into their queues.
+-- KEYS: unacked_index. ARGV: the prefix of our tags, the caller's lease in seconds, the timeout of
+-- Kombu's own tags in seconds, the time of the caller's last renewal, the maximum number of tags.
+-- After the prefix, our tags contain the lease of their holder, which may be longer than the
+-- caller's.
 local prefix, lease, others = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call("time")
 local now = time[1] + time[2] / 1000000
 local found = {}
--- The caller was frozen on its way here: others may be alive.
+-- The caller was frozen since its last renewal, so it may claim messages of live workers.
 if now - tonumber(ARGV[4]) > lease / 4 then
     return found
 end

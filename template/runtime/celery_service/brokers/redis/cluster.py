@@ -1,5 +1,7 @@
-"""Refuse a Redis Cluster, whose nodes have the scheme `redis://`, too. Messages and results need
-several keys at a time, which lie on different nodes: most commands would fail for ever.
+"""Refuse a Redis Cluster. Its nodes have the scheme `redis://` too, so the URL doesn't show it.
+
+Messages and results use several keys in one command. In a cluster, these keys are on different
+nodes, and most commands fail.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from celery_service.config.settings import ConfigurationError
 
 
 def install(app: Celery) -> None:
-    """Have workers and beat of `app` end with one line when they start on a cluster."""
+    """Make workers and beat of `app` exit with one line if the Redis is a node of a cluster."""
 
     def check(app_that_starts: Any) -> None:
         if app_that_starts is app:
@@ -28,7 +30,7 @@ def install(app: Celery) -> None:
 
 
 def _refuse_cluster(app: Celery) -> None:
-    # A server that is away is waited for, later. Then it isn't checked.
+    # If a server is unreachable, it isn't checked. The worker waits for it later.
     with contextlib.suppress(OperationalError):
         for variable, client in _clients(app):
             try:
@@ -43,7 +45,7 @@ def _refuse_cluster(app: Celery) -> None:
 
 
 def _clients(app: Celery) -> Iterator[tuple[str, Any]]:
-    """Yield each Redis of `app`, by the variable that names it."""
+    """Yield the variable that names a Redis, and a client, for each Redis of `app`."""
     broker, backend = app.conf.broker_read_url, app.conf.result_backend
     if scheme_of(backend) in results.SCHEMES:
         store: Any = app.backend
@@ -56,6 +58,6 @@ def _clients(app: Celery) -> Iterator[tuple[str, Any]]:
 
 
 def _keys(app: Celery) -> tuple[bytes, bytes]:
-    """Return two keys of different slots, with the prefix that a user may be limited to."""
+    """Return two keys of different slots. They have the prefix that ACL rules may require."""
     backend: Any = app.backend
     return backend.get_key_for_task("a"), backend.get_key_for_task("b")

@@ -1,4 +1,4 @@
-"""What a worker on Redis does when it loses its connection."""
+"""The consumer of a worker on Redis. It keeps running tasks when it loses its connection."""
 
 import time
 import warnings
@@ -14,29 +14,29 @@ from celery_service.brokers.redis.lease import leases
 
 logger = get_logger(__name__)
 
-# With each lost connection Celery would ask what our settings have answered: whether to cancel
-# tasks.
+# With each lost connection, Celery would warn that the default of
+# worker_cancel_long_running_tasks_on_connection_loss will change. Our settings set it.
 warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarning)
 
 
 class Consumer(consumer.Consumer):
-    """Leaves what runs to who runs it, over a lost connection."""
+    """Keeps the messages of running tasks after a lost connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         leases.holder, leases.closed = self.hostname, False
 
     def shutdown(self) -> None:
-        """Renew nothing any more, when all tasks have ended."""
+        """Stop renewing leases, when all tasks have ended."""
         super().shutdown()
         leases.stop()
 
     def hand_back(self, *, blocked: bool) -> None:
-        """Give back what this worker holds: lifecycle/shutdown.py asks when threads are green."""
+        """Give unfinished messages back; lifecycle/shutdown.py calls this if threads are green."""
         leases.give_back(blocked=blocked)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Have running tasks acknowledged on the next connection."""
+        """Make running tasks acknowledge their messages on the next connection."""
         if isinstance(exc, ResponseError):
             logger.warning("Redis doesn't let a worker start, trying again in a second: %s", exc)
             time.sleep(1)

@@ -1,6 +1,6 @@
--- Take a message and write down who has it, in one step.
+-- Remove a message from its queue and store it as unacknowledged, in one step.
 -- KEYS: unacked, unacked_index, queues. ARGV: delivery tag, names of the queues as JSON.
--- The form of `unacked` is Kombu's.
+-- The values of `unacked` have Kombu's format.
 local time = redis.call("time")
 for i = 3, #KEYS do
     local message = redis.call("rpop", KEYS[i])

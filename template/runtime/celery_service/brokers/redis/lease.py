@@ -1,17 +1,18 @@
-"""Leases: what a worker holds is its own for as long as it renews it, and nobody's soon after.
+"""Leases: a worker holds a message as long as it renews the lease. Then other workers take it over.
 
-Kombu gives a message back to its queue when it isn't acknowledged within the visibility timeout, so
-that must be longer than any task and any countdown, and what a dead worker held comes back as late.
-Here `visibility_timeout` is a lease. A thread renews it for every message that this process holds,
-four times in its span, and puts back what others haven't renewed. These rules make it safe:
+Kombu gives a message back to its queue if it isn't acknowledged within the visibility timeout. This
+timeout must be longer than any task and any countdown, and a dead worker's messages come back only
+after it. Here `visibility_timeout` is a lease. A thread renews the leases of all messages that this
+process holds, four times per lease, and requeues messages that others haven't renewed. The rules:
 
-1. All times are those of Redis's own clock, when a message is fetched, renewed and taken over.
-2. Only who has renewed without a gap for a whole lease takes over. After an outage of Redis all
-   leases look old, and the first worker to reconnect would take over what the others still run.
-3. Messages that plain Kombu has taken, whose tags nobody renews, keep Kombu's timeout.
-4. The books belong to the process, not to a connection: what runs is renewed on the next one.
+1. All times are from the clock of Redis: when a message is fetched, renewed and taken over.
+2. Only a worker that has renewed without a gap for a whole lease takes over messages. After an
+   outage of Redis all leases look old. The first worker to reconnect would otherwise take over
+   messages whose tasks still run.
+3. Messages that plain Kombu has fetched keep Kombu's timeout, because nobody renews their tags.
+4. Leases belong to the process, not to a connection: they are renewed on the next connection.
 
-A worker that is frozen or cut off for longer than a lease loses what it holds: it runs twice.
+A worker that is frozen or cut off for longer than a lease loses its messages: they run twice.
 """
 
 import contextlib
@@ -35,33 +36,33 @@ from celery_service.lifecycle import green
 RENEW = Path(__file__).with_name("renew.lua").read_text(encoding="utf-8")
 CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
 
-#: How delivery tags begin that their holder renews. Its lease follows, and its name for people.
+#: The prefix of delivery tags with a lease. The lease in seconds and the holder's name follow.
 PREFIX = "leased/"
-#: Seconds after which messages come back that plain Kombu holds.
+#: Seconds after which a message that plain Kombu holds is taken over.
 KOMBUS_TIMEOUT = float(Channel.visibility_timeout)
-#: Seconds until the next attempt, when Redis couldn't be reached.
+#: Seconds until the next attempt, if Redis is unreachable.
 RETRY = 1.0
-#: How long the thread may take to notice that the worker ends, and how long the worker waits for
-#: that, in seconds.
+#: Seconds after which the thread notices that the worker stops, and seconds for which the worker
+#: waits for the thread.
 STEP, STOP = 0.25, 3.0
-#: How many messages are put back at a time: in between, the own leases are renewed.
+#: The number of messages that are taken over before this process renews its own leases again.
 BATCH = 100
-#: A lease that is longer than so many seconds deserves a word.
+#: A worker logs a warning if the lease is longer than this, in seconds.
 LONG = 300.0
 
 logger = get_logger(__name__)
 
 
 class Leases:
-    """What this process holds: delivery tag → what the message is, for people."""
+    """The messages that this process holds: delivery tag → `task name[id]`, for logs."""
 
     def __init__(self) -> None:
-        #: Who holds it, for the warning of whoever takes over: the node name of a worker.
+        #: The node name of this worker. A worker that takes over messages logs it.
         self.holder = ""
-        #: What Redis couldn't be told yet, by delivery tag: on the next connection it is.
+        #: Outcomes by delivery tag that Redis doesn't know yet. The next connection sends them.
         self.untold: dict[str, str] = {}
         self._held: dict[str, str] = {}
-        #: Whether nothing may be fetched any more: the worker has ended, or given everything back.
+        #: Whether to fetch no more messages: the worker stops, or has given its messages back.
         self.closed = False
         self._on_its_way = ""
         self._channel: Any = None
@@ -69,18 +70,18 @@ class Leases:
         self._spares: tuple[Any, ...] = ()
         self._wait: green.Wait | None = None
         self._process = 0
-        # By Redis's clock: when the own leases were renewed last, and since when without a gap.
+        # By the clock of Redis: the last renewal of the own leases, and the first one after a gap.
         self._renewed = 0.0
         self._unbroken_since = 0.0
-        # In green pools the thread leaves it to the event loop to log and to take over.
+        # With green threads, the event loop logs and takes over messages, not the thread.
         self._unsaid: list[tuple[object, ...]] = []
         self._tended = 0.0
 
     def new_tag(self, channel: Any) -> str:
-        """Return the tag for what is fetched next on this channel. It is renewed from then on."""
+        """Return the delivery tag of the next message, and renew its lease from now on."""
         self._channel = channel
         if self._process != os.getpid():
-            # A thread, since the event loop waits for its servers, and in some pools for tasks too.
+            # A thread, because the event loop waits for servers, and in some pools for tasks too.
             self._process = os.getpid()
             self._client = _client_of(channel)
             if green.is_green():
@@ -97,11 +98,11 @@ class Leases:
         self._held[tag] = f"{headers.get('task')}[{headers.get('id')}]"
 
     def discard(self, tag: str) -> str | None:
-        """Hold it no more, and return what it is. Call this before Redis is told."""
+        """Stop renewing a message, and return its name. Call this before you tell Redis."""
         return self._held.pop(tag, None)
 
     def warn_of_lost(self, names: Sequence[str | None]) -> None:
-        """Say which messages others may have taken over; None stands for what isn't held here."""
+        """Log the messages that others may have taken over. None: this process didn't hold it."""
         if known := [name for name in names if name]:
             self._warn(
                 "lost the lease of %d messages, which others may run as well: %s. "
@@ -110,30 +111,30 @@ class Leases:
             )
 
     def stop(self) -> None:
-        """Have no more fetched, and nothing renewed."""
+        """Stop fetching messages and renewing leases."""
         self.closed, self._process = True, 0
         if self._wait and green.is_green():
-            self._wait(STOP)  # the interpreter crashes when it ends first
+            self._wait(STOP)  # the interpreter crashes if it exits before the thread
 
     def give_back(self, *, blocked: bool) -> None:
-        """Give back what is held or on its way, to be fetched next, and have no more fetched.
+        """Put all messages back at the front of their queues, and stop fetching.
 
         Args:
-            blocked: Whether this is a thread of the system, and green ones are blocked: threads of
-                both kinds can't share connections.
+            blocked: Whether the caller is a system thread, because the green threads are blocked.
+                System threads and green threads can't share connections.
         """
         self.closed = True
         for tag in (*self._held, self._on_its_way):
             self._channel.qos.restore_by_tag(tag, client=self._spares[blocked])
 
     def tend(self, channel: Any) -> None:
-        """Do what the thread leaves to green threads, on an open channel. Call this often."""
+        """Log and take over messages for the thread, on an open channel. Call this often."""
         self._channel = channel
         while self._unsaid:
             logger.warning(*self._unsaid.pop(0))
         if self._tended != self._renewed:
             self._tended = self._renewed
-            # When Redis can't do it, the loop notices by itself.
+            # If Redis fails, the event loop notices it elsewhere.
             with contextlib.suppress(Exception), channel.conn_or_acquire() as client:
                 self._take_over(float(channel.visibility_timeout), client)
 
@@ -157,7 +158,7 @@ class Leases:
                 self._renew(lease)
                 while not green.is_green() and self._take_over(lease) == BATCH:
                     self._renew(lease)
-            except Exception:  # whatever it is, others hold their leases only with us
+            except Exception:  # any error: the thread must not end, or all leases are lost
                 pause = min(pause, RETRY)
             self._pause(pause)
 
@@ -167,19 +168,19 @@ class Leases:
             time.sleep(min(seconds, STEP))
 
     def _renew(self, lease: float) -> None:
-        # What is on its way may have come, and wait for an event loop that is busy.
+        # Redis may have sent the next message already, and the event loop may be too busy to read.
         tags = {*tuple(self._held), *tuple(self.untold), self._on_its_way}
         answer, lost = self._eval(self._client, RENEW, *tags)
         now = float(answer)
-        # Below zero: another Redis, by whose clock it is earlier.
+        # A negative difference: this is another Redis, whose clock is behind.
         if not 0 <= now - self._renewed <= lease / 2:
             self._unbroken_since = now
         self._renewed = now
-        # What has been settled meanwhile isn't held any more.
+        # A message that was settled in the meantime isn't held any more: `discard` returns None.
         self.warn_of_lost([self.discard(tag.decode()) for tag in lost])
 
     def _take_over(self, lease: float, client: Any = None) -> int:
-        """Put back what others haven't renewed; return how many messages these were."""
+        """Requeue messages that others haven't renewed; return how many there were."""
         if self._renewed - self._unbroken_since < lease:
             return 0
         client = client or self._client
@@ -199,9 +200,8 @@ class Leases:
 
 
 def _client_of(channel: Any) -> Any:
-    """Return a client with connections of its own, which outlive those of the channel."""
-    # Without redis-py's retries, whose pauses add up to more than a short lease: the next attempt
-    # is ours.
+    """Return a client with its own connections, which stay open when the channel is closed."""
+    # No retries by redis-py: their pauses add up to more than a short lease. The thread retries.
     pool = channel._get_pool()
     pool.set_retry(Retry(NoBackoff(), 0))
     return channel.Client(connection_pool=pool)

@@ -1,6 +1,6 @@
 -- Renew leases.
 -- KEYS: unacked_index. ARGV: delivery tags.
--- Returns the time by Redis's clock, and those of the tags that the caller doesn't hold any more.
+-- Returns the time by the clock of Redis, and the tags that the caller doesn't hold any more.
 local time = redis.call("time")
 local now = time[1] + time[2] / 1000000
 local lost = {}

@@ -1,8 +1,8 @@
-"""How messages come out of Redis.
+"""How messages are fetched from Redis.
 
-Kombu takes a message first, and then writes down who has it: what a worker takes that dies in
-between, or that is frozen or cut off, is lost. Here Redis does both in one step. lease.py keeps
-what was taken, and puts back what dead workers have left.
+Kombu first removes a message from its queue and then stores it as unacknowledged. The message is
+lost if the worker dies, freezes or loses its connection in between. Here Redis does both in one
+step. lease.py renews the leases of fetched messages and requeues those of dead workers.
 """
 
 import json
@@ -20,15 +20,16 @@ from redis.exceptions import ResponseError
 
 from celery_service.brokers.redis.lease import leases
 
-#: An idle worker looks again after so many seconds, if nobody wakes it. Publishers of this project
-#: do, but those that use Kombu alone don't.
+#: Seconds after which an idle worker checks its queues if no publisher wakes it. Publishers that
+#: use plain Kombu don't wake workers.
 LONGEST_WAIT = 0.25
-#: How long a worker waits, in seconds, when Redis can't write: it is out of memory or disk space.
+#: Seconds that a worker waits if Redis can't write because it is out of memory or disk space.
 REFUSAL = 1.0
-#: How long a worker without an event loop waits until it looks again, in seconds: whether a task
-#: has been acknowledged, when it may fetch no more, and otherwise for what leases.tend() does.
+#: Seconds between two checks of a worker without an event loop. The first one applies while it
+#: waits for an acknowledgement before it may fetch again, the second one otherwise, so that it
+#: calls leases.tend() often enough.
 BUSY_WAIT, IDLE_WAIT = 0.02, 0.5
-#: How many green threads tell Redis at a time what becomes of their messages: a channel has ten
+#: The number of green threads that may settle messages at the same time: a channel has ten
 #: connections.
 TELLING = 4
 
@@ -41,14 +42,14 @@ _redis: Any = kombu.transport.redis
 
 
 class QoS(_redis.QoS):  # type: ignore[misc]
-    """Keeps the books about what this worker has taken."""
+    """Tracks the messages that this worker has fetched and not acknowledged."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._telling = threading.Semaphore(TELLING)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Remember a message; FETCH has written it down."""
+        """Add a message. FETCH has already stored it as unacknowledged."""
         if delivery_tag == self.channel.fetched:
             self.channel.needs_ack = True
             leases.add(delivery_tag, message)
@@ -57,26 +58,26 @@ class QoS(_redis.QoS):  # type: ignore[misc]
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Say that a message is done with."""
+        """Acknowledge a message."""
         self.settle(delivery_tag, "done")
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Say that a message is done with, or has to wait behind the others again."""
+        """Discard a message, or put it back at the end of its queue."""
         self.settle(delivery_tag, "last" if requeue else "done")
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self) -> None:
-        """Give everything back, to be fetched next."""
+        """Put all messages back at the front of their queues."""
         for tag in self._delivered:
             self.settle(tag, "first")
         self._delivered.clear()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Leave what others hold to lease.py."""
+        """Do nothing: lease.py requeues messages of other workers."""
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Give a message back to its queue. What isn't a message goes back as it was sent."""
+        """Put a message back into its queue. Text that Kombu can't read is put back unchanged."""
         with self.channel.conn_or_acquire(client) as redis:
             written = redis.hget(self.unacked_key, tag) or b""
             text, ours, queue = written[1:-1].rpartition(b',"",')  # see FETCH
@@ -93,33 +94,36 @@ class QoS(_redis.QoS):  # type: ignore[misc]
                 super().restore_by_tag(tag, redis, leftmost)
 
     def keep(self, delivery_tag: str) -> None:
-        """Leave a message to its task, which outlives the connection."""
+        """Keep the message of a running task, although the connection is lost."""
         virtual.QoS.ack(self, delivery_tag)
 
     def catch_up(self) -> None:
-        """Tell Redis what it couldn't be told before.
+        """Settle messages in Redis that could not be settled before.
 
         Raises:
-            RedisError: It still can't.
+            RedisError: Redis still fails.
         """
         for tag, outcome in list(leases.untold.items()):
             self._tell(tag, outcome)
             leases.untold.pop(tag, None)
 
     def settle(self, tag: str, outcome: str) -> None:
-        """Tell Redis what becomes of a message: now, or on the next connection."""
+        """Settle a message in Redis: now, or on the next connection if Redis fails.
+
+        `outcome` is "done", or the end of the queue that the message goes to: "first" or "last".
+        """
         name = leases.discard(tag)
         try:
             with self._telling:
                 was_ours = self._tell(tag, outcome)
             if not was_ours:
                 leases.warn_of_lost([name])
-        except Exception as error:  # whatever it is, the connection is of no use
-            logger.warning("can't tell Redis yet that a message is %s: %s", outcome, error)
+        except Exception as error:  # any error: try again on the next connection
+            logger.warning("can't settle a message yet (%s), trying again: %s", outcome, error)
             leases.untold[tag] = outcome
 
     def _tell(self, tag: str, outcome: str) -> bool:
-        """Tell Redis; return whether the message was still ours, as far as that is known."""
+        """Settle a message. Return False if this worker didn't hold it any more."""
         if outcome == "done":
             was_ours: int = self._remove_from_indices(tag).execute()[0]
             return bool(was_ours)
@@ -128,10 +132,10 @@ class QoS(_redis.QoS):  # type: ignore[misc]
 
 
 def _read(text: bytes) -> Any:
-    """Return a message in Kombu's form.
+    """Parse a message of Kombu.
 
     Raises:
-        Exception: The text isn't one. Kombu would end the worker, or lose the text.
+        Exception: The text isn't such a message. Kombu would end the worker or lose the text.
     """
     message = loads(text.decode("utf-8", "replace"))
     properties = message["properties"]
@@ -142,11 +146,11 @@ def _read(text: bytes) -> Any:
 
 
 class _Fetching:
-    """Fetches messages in one step. Kombu's event loop calls what begins with an underscore."""
+    """Fetches messages in one step. Kombu's event loop calls the methods `_brpop_*`."""
 
     QoS = QoS
 
-    #: The delivery tag of the message that was fetched last, and whether its consumer acknowledges.
+    #: The delivery tag of the message fetched last, and whether its consumer acknowledges.
     fetched = ""
     needs_ack = False
 
@@ -155,7 +159,7 @@ class _Fetching:
     _refused_until = 0.0
 
     def _brpop_start(self: Any) -> None:
-        """Ask for a message; when there was none, for a sign that there is one."""
+        """Request a message. If the last request found none, wait until a publisher wakes us."""
         if leases.closed or time.monotonic() < self._refused_until:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -184,10 +188,10 @@ class _Fetching:
         )
 
     def _brpop_read(self: Any, **options: Any) -> bool:
-        """Take the answer, and hand the message to its consumer.
+        """Read the response, and pass the message to its consumer.
 
         Raises:
-            Empty: There was none.
+            Empty: There was no message.
         """
         connection = self.client.connection
         was_fetch = not self._found_nothing
@@ -205,7 +209,7 @@ class _Fetching:
             self._in_poll = None
             self._flush_brpop_reauth()
         if self._refused_until:
-            logger.info("Redis hands out messages again")
+            logger.info("fetching messages from Redis again")
             self._refused_until = 0.0
         self._found_nothing = was_fetch and reply is None
         if not was_fetch or reply is None:
@@ -221,7 +225,7 @@ class _Fetching:
         return True
 
     def _message(self: Any, text: bytes, queue: str) -> Any:
-        """Return a message in Kombu's form. If the text isn't one, it is the body of a new one."""
+        """Parse a message of Kombu. If the text isn't one, return a message with it as the body."""
         where = {"exchange": "", "routing_key": queue}
         own = {"delivery_tag": self.fetched, "delivery_info": where}
         try:
@@ -234,12 +238,12 @@ class _Fetching:
 
     def _wait_for_redis(self: Any, error: ResponseError) -> None:
         if not self._refused_until:
-            logger.warning("Redis hands out no messages, asking again every second: %s", error)
+            logger.warning("can't fetch messages from Redis, trying again every second: %s", error)
         self._refused_until = time.monotonic() + REFUSAL
         self._found_nothing = False
 
     def _put(self: Any, queue: str, message: Any, **kwargs: Any) -> None:
-        """Put a message into a queue, and wake a worker that waits."""
+        """Put a message into a queue, and wake an idle worker."""
         if kwargs.get("_publish_batch") is not None or queue in self._expires:
             super()._put(queue, message, **kwargs)  # type: ignore[misc]
             return
@@ -261,10 +265,10 @@ class SentinelChannel(_Fetching, _redis.SentinelChannel):  # type: ignore[misc]
 
 
 class _Draining:
-    """What a worker waits with in a pool that has no event loop, such as gevent."""
+    """Receives messages in a pool that has no event loop, such as gevent."""
 
     def drain_events(self: Any, connection: Any, timeout: float | None = None) -> None:
-        """Handle what comes; when nothing may be fetched, look soon whether a task has ended."""
+        """Handle events. Return after BUSY_WAIT if all prefetched messages are unacknowledged."""
         fetching = [each for each in self.channels if each.active_queues]
         for channel in fetching:
             leases.tend(channel)
@@ -274,12 +278,12 @@ class _Draining:
 
 
 class Transport(_Draining, _redis.Transport):  # type: ignore[misc]
-    """What `redis://` and `rediss://` stand for: see `brokers.redis.settings`."""
+    """The transport for `redis://` and `rediss://`: see `brokers.redis.settings`."""
 
     Channel = Channel
 
 
 class SentinelTransport(_Draining, _redis.SentinelTransport):  # type: ignore[misc]
-    """What `sentinel://` stands for."""
+    """The transport for `sentinel://`."""
 
     Channel = SentinelChannel
