@@ -13,7 +13,7 @@ from typing import Any
 
 import kombu
 import redis
-from celery_service.brokers.redis.lease import Leases
+from celery_service.brokers.redis.lease import Leases, _client_of
 
 from support.servers import start_redis
 
@@ -40,7 +40,7 @@ class _Process:
         self.client.zadd(self.channel.unacked_index_key, dict.fromkeys(tags, 0))
         for tag in tags:
             self.leases.add(tag, SimpleNamespace(headers={"task": "benchmark.noop", "id": tag}))
-        self.leases._channel = self.channel
+        self.leases._channel, self.leases._client = self.channel, _client_of(self.channel)
         self.leases._renew(LEASE)  # connects
 
     def milliseconds(self) -> float:
