@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 from celery.app import amqp, control
 from kombu.common import Broadcast
+from kombu.exceptions import OperationalError
 
 from celery_service.brokers.errors import broker_errors
 
@@ -90,6 +91,10 @@ class Control(_control.Control):  # type: ignore[misc]
                 connection are raised instead: a worker that starts waits when it gets one.
         """
         if connection is not None:
-            return super().broadcast(command, arguments, destination, connection, **options)
+            try:
+                return super().broadcast(command, arguments, destination, connection, **options)
+            except OperationalError as error:
+                # Kombu's own error, which would end a worker that connects again.
+                raise error.__cause__ or error from None
         with broker_errors(self.app.connection_for_write()):
             return super().broadcast(command, arguments, destination, **options)
