@@ -106,11 +106,11 @@ def _run(project: InstalledProject, root: Path, broker: str, folder: Path, argum
         others = [argument for name in inside for argument in ("--deselect", name)]
         # Our workers refuse to start with this task, whose soft limit is above its time limit. Clients still see both.
         wrong = "t.integration.tasks.soft_time_limit_must_exceed_time_limit"
-        env = variables | {"CELERY_TASK_ANNOTATIONS": json.dumps({wrong: {"soft_time_limit": None}})}
-        with Worker(project, env=env, log=folder / "worker.log", arguments=["--concurrency=1", "-E"]) as worker:
+        of_workers = variables | {"CELERY_TASK_ANNOTATIONS": json.dumps({wrong: {"soft_time_limit": None}})}
+        with Worker(project, env=of_workers, log=folder / "worker.log", arguments=["--concurrency=1", "-E"]) as worker:
             worker.wait_ready()
             outcomes = _pytest(project, root, variables, *SUITE, *others, *arguments)
-        return outcomes | _pytest(project, root, variables | IN_PROCESS, *inside, *arguments)
+        return outcomes | _pytest(project, root, of_workers | IN_PROCESS, *inside, *arguments)
 
 
 def _pytest(project: InstalledProject, root: Path, variables: Mapping[str, str], *arguments: str) -> dict[str, str]:
@@ -134,6 +134,8 @@ def _variables(project: InstalledProject, root: Path, server: Server, redis: Ser
         "CELERY_RESULT_BACKEND": redis.url,
         "CELERY_INCLUDE": ",".join(TASK_MODULES),
         "CELERY_RESULT_EXTENDED": "true",
+        # Tests of retries take the first state that isn't PENDING for RETRY. Celery's default is without STARTED.
+        "CELERY_TASK_TRACK_STARTED": "false",
         "PYTHONPATH": os.pathsep.join([str(root), str(project.folder)]),
         # What the tests themselves read.
         "TEST_BROKER": server.url,
