@@ -81,11 +81,19 @@ EXTRAS = {
     "rabbitmq": "use_rabbitmq",
     "sqlalchemy": "use_db",
     "aiocache": "use_cache",
+    "flower": "use_flower",
+    "opentelemetry": "use_opentelemetry",
+    "prometheus": "use_prometheus",
+    "sentry": "use_sentry",
 }
 #: How the variables of the library's settings start, where they belong to an option.
 PREFIXES = {
     "DATABASE_": "use_db",
     "CACHE_": "use_cache",
+    "FLOWER_": "use_flower",
+    "METRICS_": "use_prometheus",
+    "OTEL_": "use_opentelemetry",
+    "SENTRY_": "use_sentry",
 }
 
 #: What a file says of an option must be gone when the option isn't chosen.
@@ -96,6 +104,10 @@ WORDS = {
     "use_cache": r"aiocache|caching|(?<!\w)cache_(url|namespace|ttl|timeout)|services[./]cache"
     r"|cache\.sync|\bthe cache\b|inventory",
     "use_beat": r"(?<![a-z])beat(?![a-z])|celerybeat|periodic",
+    "use_flower": r"flower",
+    "use_opentelemetry": r"opentelemetry|otel_|otlp|\btracing\b|\btraces\b",
+    "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
+    "use_sentry": r"sentry",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",

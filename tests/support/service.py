@@ -22,7 +22,8 @@ TASK_MODULES = {path.stem.removesuffix("_tasks"): path for path in sorted(BEHAVI
 #: Those that need a database or a cache.
 OF_THE_FULL_PROJECT = {"cached", "database"}
 #: Everything that a service can have, both brokers included: which one it uses, CELERY_BROKER_URL says.
-FULL, EXTRAS = {"include_sqlalchemy": True, "include_aiocache": True}, ("redis", "rabbitmq", "sqlalchemy", "aiocache")
+FULL = {"include_sqlalchemy": True, "include_aiocache": True}
+EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "flower", "opentelemetry", "prometheus", "sentry")
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Where RabbitMQ keeps what is for later: a queue for each bit of the number of seconds.
 DELAYED = tuple(f"celery_delayed_{bit}" for bit in range(28))
@@ -39,6 +40,13 @@ def plain_project() -> InstalledProject:
     """Return the project without options, in the same environment. Its processes start faster, in 2/3 of the time."""
     modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
     return kept_project({}, modules, like=full_project())
+
+
+@functools.cache
+def monitored_project(*monitoring: str) -> InstalledProject:
+    """Return the plain project with these options of monitoring, in the same environment."""
+    modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
+    return kept_project({"monitoring": sorted(monitoring)}, modules, like=full_project())
 
 
 @functools.cache

@@ -49,6 +49,7 @@ DEFAULTS = {
     "include_sqlalchemy": False,
     "include_aiocache": False,
     "include_periodic_tasks": True,
+    "monitoring": [],
     "include_docker": True,
     "ci": "github",
 }
@@ -262,6 +263,11 @@ RULES = [
     ("include_aiocache", "maybe", YES_OR_NO),
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
+    *[
+        ("monitoring", answer, "must be a list such as [flower], or [] for none")
+        for answer in ("flower", "yes", "{a: 1}", "a: [b", "[flower")
+    ],
+    ("monitoring", "[nagios]", "must be a list of some of flower, prometheus, opentelemetry, sentry"),
 ]
 #: With what Copier makes of our sentence: see `bad_answer` in copier.yml.
 WRONG = [(question, answer, f"'None' has no attribute {f'{question} {rule}'!r}") for question, answer, rule in RULES]

@@ -26,12 +26,17 @@ PARTS = (
     "lifecycle.schedule",
 )
 
+#: What a service can be monitored with: each is a module in `monitoring/` with `install(app)`, and
+#: an extra of the same name.
+MONITORING = ("flower", "opentelemetry", "prometheus", "sentry")
+
 
 def install(
     app: "Celery",
     *,
     tasks: str,
     routes: Mapping[str, str] | None = None,
+    monitoring: Collection[str] = (),
     without: Collection[str] = (),
 ) -> None:
     """Configure `app` from our defaults and `CELERY_*`, and install every part of the library.
@@ -41,20 +46,27 @@ def install(
         tasks: The package whose modules hold the tasks, such as `"my_service.tasks"`.
         routes: Pattern of task names → queue, such as
             `{"my_service.tasks.cleanup.*": "low_priority"}`.
+        monitoring: Names from `MONITORING`, such as `{"prometheus"}`.
         without: Names from `PARTS` to leave out, such as `{"observability.logging"}`.
 
     Raises:
         ConfigurationError: A `CELERY_*` variable is missing or can't be used. It is a `SystemExit`:
             the process ends with one line.
-        ValueError: `without` holds a name that is not in `PARTS`.
+        ValueError: `without` holds a name that is not in `PARTS`, or `monitoring` one that is not
+            in `MONITORING`.
     """
     from celery_service.config import merge
     from celery_service.tasks import modules
 
     if unknown := set(without) - set(PARTS):
         raise ValueError(f"without={sorted(unknown)}: the parts are {', '.join(PARTS)}")
+    if unknown := set(monitoring) - set(MONITORING):
+        raise ValueError(f"monitoring={sorted(unknown)}: there are {', '.join(MONITORING)}")
     merge.install(app, tasks=tasks, routes=routes or {})
     modules.install(app, tasks)
     for part in PARTS:
         if part not in without:
             importlib.import_module(f"{__name__}.{part}").install(app)
+    for name in MONITORING:
+        if name in monitoring:
+            importlib.import_module(f"{__name__}.monitoring.{name}").install(app)

@@ -18,6 +18,7 @@ from celery_service.config.settings import read
 from celery_service.data.results import passes
 from celery_service.dead_letters import chords
 from celery_service.dead_letters.story import Record
+from celery_service.observability.signals import dead_letter_added
 
 DAY = 24 * 60 * 60
 
@@ -111,6 +112,7 @@ class DeadLetters:
                 )
         told = ("id", "task", "reason", "error", "queue", "deliveries")
         logger.error("dead_letter", **{name: record[name] for name in told})
+        dead_letter_added.send(sender=self._app, record=record)
 
     def _write(self, record: Record) -> None:
         text = dumps(record)

@@ -32,6 +32,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_service.lifecycle import green
+from celery_service.observability.signals import leases_lost
 
 RENEW = Path(__file__).with_name("renew.lua").read_text(encoding="utf-8")
 CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
@@ -109,6 +110,7 @@ class Leases:
                 "This process was frozen or cut off from Redis, or Redis lost its data.",
                 *(len(known), ", ".join(known[:10])),
             )
+            leases_lost.send(sender=self, count=len(known))
 
     def stop(self) -> None:
         """Stop fetching messages and renewing leases."""
