@@ -10,6 +10,7 @@ from celery.app.task import Context
 
 from celery_service.brokers.messages import is_task, is_too_deep
 from celery_service.brokers.queues import queue_of
+from celery_service.observability import correlation
 
 Record = dict[str, Any]
 
@@ -27,7 +28,7 @@ def story(context: Context, *, reason: str, error: str) -> Record:
         "kwargs": context.kwargs,
         "queue": _queue(context.delivery_info),
         "options": options,
-        "correlation_id": context.correlation_id,
+        "correlation_id": correlation.of_context(context),
         "replayed_from": options["headers"].get("replayed_from"),
         "retries": context.retries,
         "deliveries": 1,
@@ -55,6 +56,7 @@ def story_of_message(message: Any, *, reason: str, error: str) -> Record:
         "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "backslashreplace"),
         "queue": _queue(message.delivery_info),
         "options": {},
+        "correlation_id": correlation.id_of(headers) if known else None,
         "deliveries": 1,
         "reason": "undecodable",
         "error": error,
