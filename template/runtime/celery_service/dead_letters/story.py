@@ -75,13 +75,19 @@ def context_of(message: Any) -> Context:
 
 
 def own_headers(context: Context) -> Record:
-    """Return the headers that the sender added, without those of Celery."""
-    celerys = {"argsrepr", "kwargsrepr", "lang", "redelivered", "task"}
+    """Return the headers that the sender added, without those of Celery and ours."""
+    known = {"argsrepr", "kwargsrepr", "lang", "redelivered", "task", correlation.HEADER}
     return {
         name: value
         for name, value in vars(context).items()
-        if not hasattr(Context, name) and name not in celerys and not name.startswith(("_", "x-"))
+        if not hasattr(Context, name) and name not in known and not name.startswith(("_", "x-"))
     }
+
+
+def headers_of(record: Record) -> Record:
+    """Return the headers that a message gets when it is sent again."""
+    id_ = record.get("correlation_id")
+    return {"replayed_from": record["id"]} | ({correlation.HEADER: id_} if id_ else {})
 
 
 def _queue(delivery_info: Any) -> str:

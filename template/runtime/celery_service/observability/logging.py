@@ -12,7 +12,7 @@ import threading
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import click
 import structlog
@@ -129,7 +129,7 @@ def _write(level: int | str, file: str | None) -> None:
 
 
 def _handler(format_: Format | None, file: str | Path | None) -> logging.Handler:
-    handler: logging.StreamHandler[Any]
+    handler: Any = logging.StreamHandler()
     if file:
         # Unlike FileHandler, it notices that logrotate has moved the file.
         try:
@@ -138,8 +138,6 @@ def _handler(format_: Format | None, file: str | Path | None) -> logging.Handler
         except OSError as error:
             asked = f"LOG_DIR is {str(settings.dir)!r}; " if isinstance(file, Path) else ""
             raise ConfigurationError(f"{asked}{file} can't be written: {error}.") from None
-    else:
-        handler = logging.StreamHandler()
     is_terminal = not file and handler.stream.isatty()
     formats: dict[str | None, logging.Formatter] = {
         "console": lines.Console(colors=is_terminal),
@@ -148,7 +146,7 @@ def _handler(format_: Format | None, file: str | Path | None) -> logging.Handler
     }
     handler.setFormatter(formats[format_ or ("console" if is_terminal else "json")])
     handler.addFilter(lines.Prepare())
-    return handler
+    return cast("logging.Handler", handler)
 
 
 def _is_command_of_celery() -> bool:

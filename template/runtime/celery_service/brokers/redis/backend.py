@@ -137,13 +137,8 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         except (RedisError, OperationalError) as error:
             if passes(error):
                 raise
-            told = {
-                "task_id": task_id,
-                "state": state,
-                "server": self.as_uri(),
-                "error": str(error),
-            }
-            logger.error("result_not_stored", **told)
+            told = {"state": state, "server": self.as_uri(), "error": str(error)}
+            logger.error("result_not_stored", task_id=task_id, **told)
         return result
 
     def _ensure_retryable(self, func: Any, *args: Any, **options: Any) -> Any:
