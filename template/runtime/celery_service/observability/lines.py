@@ -95,7 +95,7 @@ class Console(logging.Formatter):
             entry["correlation_id"] = given["correlation_id"]
         if "runtime" in given:
             entry["runtime"] = f"{given['runtime']:.3f}"
-        if entry["logger"].startswith("celery_service.observability"):
+        if entry["logger"] == "celery_service.events":
             del entry["logger"]
         return str(self._render(None, "", entry))
 
