@@ -42,17 +42,15 @@ class Prepare(logging.Filter):
         """Return whether to write the record: a processor may drop it."""
         if not hasattr(record, "service_entry"):
             try:
-                entry: Any = _entry(record)
-                for process in processors:
-                    entry = process(None, record.levelname.lower(), entry)
+                _prepare(record)
             except structlog.DropEvent:
                 record.service_entry = None
-                return False
-            line = _json(entry)
-            if redaction.is_suspicious(line):
-                entry = redaction.redact(entry)
-                line = _json(entry)
-            record.service_entry, record.service_json = entry, line
+            except Exception as error:
+                # A log line must not make the caller fail, whatever it gets.
+                failed = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
+                failed.msg = f"{record.msg!r:.1000} can't be logged: {_default(error)}"
+                entry = _entry(failed)
+                record.service_entry, record.service_json = entry, _json(entry)
         return getattr(record, "service_entry", None) is not None
 
 
@@ -100,11 +98,22 @@ class Console(logging.Formatter):
         return str(self._render(None, "", entry))
 
 
+def _prepare(record: logging.LogRecord) -> None:
+    entry: Any = _entry(record)
+    for process in processors:
+        entry = process(None, record.levelname.lower(), entry)
+    line = _json(entry)
+    if redaction.is_suspicious(line):
+        entry = redaction.redact(entry)
+        line = _json(entry)
+    record.service_entry, record.service_json = entry, line
+
+
 def _entry(record: logging.LogRecord) -> Entry:
     entry: Entry = {
         "timestamp": _timestamp(record.created),
         "level": record.levelname.lower(),
-        "event": record.getMessage().strip(),
+        "event": _message(record),
         "logger": record.name,
     }
     if of_task := context.fields():
@@ -125,6 +134,13 @@ def _entry(record: logging.LogRecord) -> Entry:
         if len(str(entry.get(name, ""))) > LONGEST:
             entry[name] = shortened(str(entry[name]))
     return entry
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage().strip()
+    except (TypeError, ValueError, KeyError):  # the arguments don't fit
+        return f"{record.msg} {_default(record.args)}"
 
 
 def shortened(text: str) -> str:
