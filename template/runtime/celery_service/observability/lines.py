@@ -48,7 +48,8 @@ class Prepare(logging.Filter):
             except Exception as error:
                 # A log line must not make the caller fail, whatever it gets.
                 failed = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
-                failed.msg = f"{record.msg!r:.1000} can't be logged: {_default(error)}"
+                told = f"{_default(record.msg)!s:.1000} can't be logged: {_default(error)}"
+                failed.msg = redaction.redact_text(told)
                 entry = _entry(failed)
                 record.service_entry, record.service_json = entry, _json(entry)
         return getattr(record, "service_entry", None) is not None
@@ -95,7 +96,10 @@ class Console(logging.Formatter):
             entry["runtime"] = f"{given['runtime']:.3f}"
         if entry["logger"] == "celery_service.events":
             del entry["logger"]
-        return str(self._render(None, "", entry))
+        try:
+            return str(self._render(None, "", dict(entry)))
+        except Exception:  # the `repr` of a value fails
+            return str(self._render(None, "", _plain(entry)))
 
 
 def _prepare(record: logging.LogRecord) -> None:
@@ -104,7 +108,7 @@ def _prepare(record: logging.LogRecord) -> None:
         entry = process(None, record.levelname.lower(), entry)
     line = _json(entry)
     if redaction.is_suspicious(line):
-        entry = redaction.redact(entry)
+        entry = redaction.redact(entry, default=_default)
         line = _json(entry)
     record.service_entry, record.service_json = entry, line
 
@@ -180,7 +184,10 @@ def _json(entry: Entry) -> str:
 
 
 def _default(value: Any) -> Any:
+    """Return what stands for a value that JSON doesn't know."""
     match value:
+        case str():
+            return value
         case datetime.date() | datetime.time():
             return value.isoformat()
         case UUID() | PurePath() | Decimal() | datetime.timedelta():
