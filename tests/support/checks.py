@@ -156,6 +156,8 @@ ARROWS = {
 NOT_SETTINGS = {
     "HEALTH_DIR": "celery_service/lifecycle/health.py reads it: a probe that imports pydantic is slow",
     "HEALTH_MAX_SILENCE": "likewise",
+    "FLOWER_PORT": "Flower reads it",
+    "FLOWER_READ_ONLY": "likewise",
 }
 #: The one import of services in celery.py, inside the function that is called when a worker starts.
 LATE_IMPORTS = {("celery", "services", "setup_caches")}
