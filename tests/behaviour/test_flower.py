@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 
+from support.distribution import on_one_worker
 from support.project import InstalledProject, Worker
 from support.servers import free_port, start_redis, wait_until
 from support.service import Service, monitored_project
@@ -56,10 +58,12 @@ class Running:
         return str(name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=on_one_worker("redis"))
 def running(project: InstalledProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder, port = tmp_path_factory.mktemp("flower"), free_port()
-    with start_redis(folder, options=("--requirepass", SERVER)) as server:
+    with start_redis(folder) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", SERVER)
         url = server.url.replace("redis://", f"redis://:{SERVER}@")
         variables = {
             "CELERY_BROKER_URL": url,

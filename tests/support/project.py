@@ -301,7 +301,7 @@ class Worker:
         arguments: Sequence[str] = (),
         app: str = "",
     ) -> None:
-        """Start it. `command` is such as "worker" or "beat"; `arguments` follow it. `app` is the project's by default."""
+        """Start it. `command` is such as "worker"; `arguments` follow it. `app` is the project's by default."""
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Flower reads its options from `FLOWER_*` variables and its command line. This pa
 defaults, and doesn't let it start without a password.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -59,7 +60,7 @@ def install(app: Celery) -> None:
     """Let workers of `app` send events. If this process is `celery flower`, prepare it."""
     # Flower would ask workers for events only every 5 seconds, and miss the first tasks of a
     # worker. `task_send_sent_event` stays off: publishers would send two messages for each task.
-    app.add_defaults({"worker_send_task_events": True})
+    app.add_defaults(lambda: {"worker_send_task_events": True})
     context = click.get_current_context(silent=True)
     # The command group loads the app before it runs its command.
     if context and context.invoked_subcommand == "flower" and "--help" not in sys.argv:
@@ -81,7 +82,7 @@ def _prepare(app: Celery) -> None:
     for name, value in OPTIONS.items():
         setattr(options, name, value)
     # Flower's own handler would write other lines than the rest of the service.
-    app.log.setup(loglevel="INFO")
+    app.log.setup(loglevel=logging.INFO)
     command.Flower = _flower(settings)
 
 
@@ -102,9 +103,7 @@ def _check_environment(environ: MutableMapping[str, str], options: Any) -> None:
         name = variable.removeprefix(PREFIX).lower()
         if name not in options:
             known = [*others, *(PREFIX + each.upper().replace("-", "_") for each in options)]
-            raise ConfigurationError(
-                f"{variable} is no option of Flower{nearest(variable, known)}"
-            )
+            raise ConfigurationError(f"{variable} is no option of Flower{nearest(variable, known)}")
         kind = options._options[name.replace("_", "-")].type
         try:
             {bool: strtobool, int: int, float: float}.get(kind, str)(value)
