@@ -8,6 +8,7 @@ once, and not for attempts that are retried.
 import importlib.metadata
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,8 @@ FLUSH = 2.0
 REASONS = frozenset({"failure", "chord", "rejected"})
 
 
+DSN = re.compile(r"https?://[^\s/@]+@[^\s/@]+(/[^\s]*)?/[0-9]+")
+
 Tags = dict[str, str | None]
 
 MECHANISM = {"type": "celery_service", "handled": False}
@@ -61,13 +64,9 @@ class Settings(BaseSettings):
     @field_validator("dsn")
     @classmethod
     def _check(cls, dsn: SecretStr | None) -> SecretStr | None:
-        if dsn:
-            from sentry_sdk.utils import BadDsn, Dsn
-
-            try:
-                Dsn(dsn.get_secret_value())
-            except (BadDsn, ValueError):
-                raise ValueError("must be such as https://key@sentry.example.com/1") from None
+        # Sentry's own check would import the whole SDK, also in publishers.
+        if dsn and not DSN.fullmatch(dsn.get_secret_value()):
+            raise ValueError("must be such as https://key@sentry.example.com/1")
         return dsn
 
 
@@ -133,7 +132,7 @@ class _Reports:
                 # than a minute, or with a part of one.
                 celery.CeleryIntegration(monitor_beat_tasks=True),
                 # By default, it prints that it waits.
-                atexit.AtexitIntegration(callback=lambda pending, timeout: None),
+                atexit.AtexitIntegration(callback=lambda *_: None),
             ],
             # The others record spans, for traces, and change libraries to do so.
             auto_enabling_integrations=settings.traces_sample_rate > 0,
