@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery import Celery, current_task
@@ -238,6 +238,10 @@ class _Reports:
         errors = event.get("exception", {}).get("values", ())
         if any(each.get("mechanism", {}).get("type") == "celery" for each in errors):
             self.failed.append(tags["celery_task_id"])
+        # Variables of libraries hold texts of arguments, in which no name tells what is secret.
+        for frame in _frames_of(errors):
+            if not frame.get("in_app"):
+                frame.pop("vars", None)
         return redact(event)
 
     def tags_of(self, name: str, context: Context) -> Tags:
@@ -247,6 +251,11 @@ class _Reports:
             "queue": queue_of(self.app, context.delivery_info),
             "correlation_id": correlation.current() or correlation.of_context(context),
         }
+
+
+def _frames_of(errors: Any) -> Iterator[dict[str, Any]]:
+    for error in errors:
+        yield from (error.get("stacktrace") or {}).get("frames", ())
 
 
 def _release(app: Celery) -> str | None:
