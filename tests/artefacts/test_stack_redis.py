@@ -42,7 +42,7 @@ class TestOnRedis(Promises):
         assert host["Memory"] > 0
         settings = dict(re.findall(r"^(FLOWER_\w+)=(\S+)$", (stack.folder / ".env").read_text(), re.MULTILINE))
         port, pair = settings["FLOWER_PORT"], f"admin:{settings['FLOWER_PASSWORD']}"
-        assert [(each["HostIp"], each["HostPort"]) for each in host["PortBindings"]["5555/tcp"]] == [("127.0.0.1", port)]
+        assert host["PortBindings"]["5555/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": port}]
         request = urllib.request.Request(f"http://127.0.0.1:{port}/tasks")
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(request, timeout=20)
