@@ -6,10 +6,9 @@ defaults, and doesn't let it start without a password.
 
 import logging
 import os
-import re
 import secrets
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from celery_service.config.environment import nearest
 from celery_service.config.settings import ConfigurationError, read
+from celery_service.observability.redaction import redact
 
 PREFIX = "FLOWER_"
 
@@ -40,9 +40,6 @@ OTHERS = (
     *("GITLAB_OAUTH_DOMAIN", "GITLAB_AUTH_ALLOWED_GROUPS", "GITLAB_MIN_ACCESS_LEVEL"),
     *("OAUTH2_OKTA_BASE_URL",),
 )
-
-MASK = "********"
-PASSWORD_IN_URL = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 
 logger = structlog.get_logger(__name__)
 
@@ -122,7 +119,7 @@ def _flower(settings: Settings) -> type:
         """Asks workers what their pages show."""
 
         def _on_update(self, workername: str, method: str, response: Any) -> None:
-            super()._on_update(workername, method, without_passwords(response))
+            super()._on_update(workername, method, redact(response))
 
     class _Flower(Flower):  # type: ignore[misc]
         """Flower, which isn't open to anybody and shows no passwords of servers."""
@@ -211,23 +208,3 @@ def _forget_events(app: Celery) -> None:
         )
         for path in Path(options["data_folder_in"]).glob(f"*.{app.conf.event_queue_prefix}.*.msg"):
             path.unlink(missing_ok=True)
-
-
-def without_passwords(value: Any) -> Any:
-    """Return what a worker told about itself without the passwords in it.
-
-    Celery leaves those of `transport_options` and of unusual settings.
-    """
-    if isinstance(value, Mapping):
-        return {
-            key: MASK if _is_secret(key, item) else without_passwords(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [without_passwords(item) for item in value]
-    return PASSWORD_IN_URL.sub(rf"\1{MASK}", value) if isinstance(value, str) else value
-
-
-def _is_secret(key: object, value: object) -> bool:
-    words = ("password", "passwd", "secret", "token", "authorization")
-    return isinstance(value, str) and any(word in str(key).lower() for word in words)

@@ -30,8 +30,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from celery_service.brokers.queues import queue_of
 from celery_service.config.settings import read
-from celery_service.monitoring.flower import without_passwords as redact
 from celery_service.observability import correlation
+from celery_service.observability.redaction import redact
 from celery_service.observability.signals import dead_letter_added, process_lost
 
 #: How long a process waits at its end until its reports are sent, in seconds.
@@ -168,8 +168,9 @@ class _Reports:
         """Report a task that failed outside of its body, unless that is reported already."""
         if sender.app is not self.app or isinstance(exception, (Ignore, Reject, *sender.throws)):
             return
-        if task_id not in self.failed:
-            context = sender.request if request is None else Context(request)
+        context = sender.request if request is None else Context(request)
+        # The first of Celery's two signals about a time limit has no context.
+        if context.id is not None and task_id not in self.failed:
             self.report(exception, task_id, self.tags_of(sender.name, context))
 
     def on_process_lost(
