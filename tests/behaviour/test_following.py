@@ -187,14 +187,14 @@ def test_what_the_main_process_ends(service: Service, worker: Worker) -> None:
     assert counts["task_failed", "hang"] == counts["dead_letter", "hang"] == 1
     [failed] = wait_for(service, event="task_failed", task_id=hard)
     assert failed["error"].startswith("TimeLimitExceeded")
-    assert OF_A_TASK <= failed.keys()
+    assert failed.keys() >= OF_A_TASK
 
     service.python("celery.control.revoke('revoked-1')")
     worker.wait_for("Tasks flagged as revoked: revoked-1")
     send(service, "probe.work.apply_async((notes, 'x'), task_id='revoked-1')", "request-5")
     [revoked] = wait_for(service, event="task_revoked", correlation_id="request-5")
     assert (revoked["task_id"], revoked["terminated"], revoked["expired"]) == ("revoked-1", False, False)
-    assert OF_A_TASK <= revoked.keys()
+    assert revoked.keys() >= OF_A_TASK
 
     long = send(service, "probe.work.delay(notes, 'long', 60)", "request-6")
     service.wait_for_line("start long")
