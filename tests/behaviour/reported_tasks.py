@@ -7,7 +7,7 @@ from celery import current_app
 from .probe import note
 
 
-@current_app.task(name="reported.fail", queue="high_priority")
+@current_app.task(name="reported.fail")
 def fail(argument: str) -> None:
     """Fail with an address in the error, and a private value in a variable."""
     local = argument.upper()

@@ -119,7 +119,8 @@ def errors_of(event: Any) -> list[tuple[str, str]]:
 
 def test_a_failed_task_is_reported_once_with_its_tags(service: Service, receiver: Receiver) -> None:
     bound = "from celery_service import correlation\nwith correlation.bind('request-1'):\n    "
-    task = service.python(f"{bound}sent = reported.fail.delay({ARGUMENT!r})\nsent.id")
+    call = f"reported.fail.apply_async(({ARGUMENT!r},), queue='high_priority')"
+    task = service.python(f"{bound}sent = {call}\nsent.id")
     event = receiver.wait_for_event(task)
     assert event["tags"] == {
         "celery_task_id": task,
@@ -218,7 +219,7 @@ def test_monitors_of_the_schedule(service: Service, receiver: Receiver, tmp_path
     variables = service.variables | {"SENTRY_DSN": receiver.dsn}
     arguments = ["--schedule", schedule]
     with Worker(service.project, env=variables, log=tmp_path / "beat", command="beat", arguments=arguments) as beat:
-        beat.wait_for("Sending due task Test Task", 60)
+        beat.wait_for('"schedule_entry": "Test Task"', 60)
         wait_until(lambda: len(receiver.check_ins()) == 4, 60, "four check-ins")
     begun = [each for each in receiver.check_ins() if each["status"] == "in_progress"]
     ended = [each for each in receiver.check_ins() if each["status"] == "ok"]
@@ -263,7 +264,10 @@ def test_nothing_is_loaded_in_other_processes_and_without_a_dsn(project: Install
     ("variables", "line"),
     [
         ({"SENTRY_DSN": "nonsense"}, "SENTRY_DSN must be such as https://key@sentry.example.com/1."),
-        ({"SENTRY_DSN": "https://sentry.example.com/1"}, "SENTRY_DSN must be such as https://key@sentry.example.com/1."),
+        (
+            {"SENTRY_DSN": "https://sentry.example.com/1"},
+            "SENTRY_DSN must be such as https://key@sentry.example.com/1.",
+        ),
         (
             {"SENTRY_TRACES_SAMPLE_RATE": "2"},
             "SENTRY_TRACES_SAMPLE_RATE is '2'; it must be less than or equal to 1.",

@@ -116,7 +116,9 @@ class _Reports:
             return
         # Imported here: publishers don't need it.
         import sentry_sdk
+        from celery.app import trace
         from celery.signals import task_retry
+        from celery.worker.consumer import consumer
         from sentry_sdk.integrations import atexit, celery, logging, redis
         from sentry_sdk.integrations.celery.beat import crons_task_retry
         from sentry_sdk.scrubber import EventScrubber
@@ -150,6 +152,8 @@ class _Reports:
             in_app_exclude=["celery_service"],
             shutdown_timeout=FLUSH,
         )
+        # It was imported before the integration replaced it. Threads run the tasks with it.
+        consumer.build_tracer = trace.build_tracer
         # A retry isn't the end of a run: the monitor of the schedule would alert.
         task_retry.disconnect(crons_task_retry)
         if first:
