@@ -153,7 +153,8 @@ class _Reports:
             shutdown_timeout=FLUSH,
         )
         # It was imported before the integration replaced it. Threads run the tasks with it.
-        consumer.build_tracer = trace.build_tracer
+        imported: Any = consumer
+        imported.build_tracer = trace.build_tracer
         # A retry isn't the end of a run: the monitor of the schedule would alert.
         task_retry.disconnect(crons_task_retry)
         if first:
