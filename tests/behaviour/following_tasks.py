@@ -45,8 +45,8 @@ def body(numbers: list[int], path: str) -> int:
     return sum(numbers)
 
 
-@current_app.task(name="following.id")
-def id_() -> str | None:
+@current_app.task(name="following.tell")
+def tell() -> str | None:
     """Return the id."""
     return correlation.current()
 
@@ -55,4 +55,4 @@ def id_() -> str | None:
 def parent() -> str:
     """Send a task under another id."""
     correlation.bind("another")
-    return str(id_.delay().id)
+    return str(tell.delay().id)

@@ -58,7 +58,9 @@ def _of_trace(record: logging.LogRecord) -> bool:
 def _of_request(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     if text.startswith("Task handler raised error"):
-        # Without an event before it, the message goes back to the broker.
+        # Without an event before it, the message goes back to the broker. The traceback shows only
+        # Celery.
+        record.exc_info = None
         of_task = context.fields() or {}
         return failed.get() is None or failed.get() != of_task.get("task_id")
     return not (

@@ -17,7 +17,7 @@ from celery_service.dead_letters.poison import PoisonMessage
 from celery_service.observability import context, correlation
 from celery_service.observability.doubles import due, failed
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("celery_service.events")
 
 #: Their traceback shows only Celery.
 _WITHOUT_TRACEBACK = (PoisonMessage, Terminated, TimeLimitExceeded, WorkerLostError)
@@ -132,8 +132,8 @@ def _rejected(sender: Any, message: Any, exc: Any = None, **kwargs: object) -> N
     _tell(logging.ERROR, "task_rejected", fields)
 
 
-def _unknown(sender: Any, message: Any, exc: Any, **kwargs: object) -> None:
-    _tell(logging.ERROR, "task_unknown", _of_message(message, sender) | {"reason": _line_of(exc)})
+def _unknown(sender: Any, message: Any, **kwargs: object) -> None:
+    _tell(logging.ERROR, "task_unknown", _of_message(message, sender))
 
 
 def _of_message(message: Any, consumer: Any) -> context.Fields:
