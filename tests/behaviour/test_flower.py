@@ -113,6 +113,12 @@ def test_the_password_opens_all_pages(running: Running) -> None:
     assert name in running.ask("/")[1]
 
 
+def test_workers_send_events_unless_that_is_switched_off(running: Running) -> None:
+    setting = "celery.conf.worker_send_task_events"
+    assert running.service.python(setting) is True
+    assert running.service.python(setting, CELERY_WORKER_SEND_TASK_EVENTS="false") is False
+
+
 def test_a_task_is_shown_with_its_result(running: Running) -> None:
     task_id = running.service.send("probe.work.delay(notes, 'shown', 0)")
     running.service.result(task_id)
@@ -196,11 +202,14 @@ def test_flower_leaves_no_queue_behind_if_messages_are_files(project: InstalledP
     variables = {"CELERY_BROKER_URL": "filesystem://localhost"}
     with Worker(copy, env=variables, log=tmp_path / "worker.log") as worker:
         worker.wait_ready(60)
-        secret = {"FLOWER_PASSWORD": FLOWER, "FLOWER_PORT": str(port)}
+        secret = {"FLOWER_PASSWORD": FLOWER, "FLOWER_PORT": str(port), "FLOWER_URL_PREFIX": "tasks"}
         with flower_of(copy, variables | secret, tmp_path / "flower.log") as flower:
             running = Running(None, worker, flower, port)  # type: ignore[arg-type]
             flower.wait_for("flower_ready", 60)
-            wait_until(lambda: "worker-heartbeat" in running.ask("/workers?json=1")[1], 60, "events of the worker")
+            shown = "/tasks/workers?json=1"
+            wait_until(lambda: "worker-heartbeat" in running.ask(shown)[1], 60, "events of the worker")
+            # The probe of a container asks here, whatever the prefix.
+            assert running.ask("/healthcheck", None) == (200, "OK")
         assert flower.process.returncode == 0
     assert not (copy.folder / ".dev/control/celeryev.exchange").exists()
     assert list((copy.folder / ".dev/messages").glob("*celeryev*")) == []

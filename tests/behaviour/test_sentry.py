@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -246,6 +248,19 @@ def test_arguments_are_sent_if_that_is_wanted(project: InstalledProject, receive
         assert "a-password" not in json.dumps(event)
         assert event["exception"]["values"][0]["stacktrace"]["frames"][-1]["vars"]["key"] == f"'{ARGUMENT}'"
         assert "Sentry is attempting" not in worker.text()
+
+
+def test_a_sentry_that_does_not_answer_delays_nothing(project: InstalledProject, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, service_on_redis(project, tmp_path) as service:
+        dsn = f"http://key@127.0.0.1:{silent.getsockname()[1]}/1"
+        with service.worker(SENTRY_DSN=dsn) as worker:
+            worker.wait_ready(60)
+            tasks = [service.send("failing.other.delay()") for _ in range(20)]
+            assert {service.result(task)["state"] for task in tasks} == {"FAILURE"}
+            begun = time.monotonic()
+            worker.stop()
+            # Two seconds for the reports, and what an idle worker takes.
+            assert time.monotonic() - begun < 15
 
 
 def test_nothing_is_loaded_in_other_processes_and_without_a_dsn(project: InstalledProject, tmp_path: Path) -> None:

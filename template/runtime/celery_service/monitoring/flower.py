@@ -34,6 +34,10 @@ OPTIONS: dict[str, object] = {
     "max_tasks": 10_000,
 }
 
+# Flower asks workers for events only every 5 seconds, and would miss the first tasks of a worker.
+# `task_send_sent_event` stays off: publishers would send two messages for each task.
+EVENTS: dict[str, object] = {"worker_send_task_events": True}
+
 #: Read by Flower, but not one of its options.
 OTHERS = (
     *("UNAUTHENTICATED_API", "GITHUB_OAUTH_DOMAIN"),
@@ -55,9 +59,12 @@ class Settings(BaseSettings):
 
 def install(app: Celery) -> None:
     """Let workers of `app` send events. If this process is `celery flower`, prepare it."""
-    # Flower would ask workers for events only every 5 seconds, and miss the first tasks of a
-    # worker. `task_send_sent_event` stays off: publishers would send two messages for each task.
-    app.add_defaults(lambda: {"worker_send_task_events": True})
+
+    def settings() -> dict[str, Any]:
+        # These override what is configured.
+        return {name: value for name, value in EVENTS.items() if name not in app.loader.conf}
+
+    app.add_defaults(settings)
     context = click.get_current_context(silent=True)
     # The command group loads the app before it runs its command.
     if context and context.invoked_subcommand == "flower" and "--help" not in sys.argv:
@@ -112,7 +119,7 @@ def _check_environment(environ: MutableMapping[str, str], options: Any) -> None:
 def _flower(settings: Settings) -> type:
     from flower.app import Flower
     from flower.inspector import Inspector
-    from flower.views.monitor import Metrics
+    from flower.views.monitor import Healthcheck, Metrics
     from tornado.web import authenticated
 
     class _Inspector(Inspector):  # type: ignore[misc]
@@ -131,6 +138,8 @@ def _flower(settings: Settings) -> type:
             if not hasattr(Metrics.get, "__wrapped__"):
                 Metrics.get = authenticated(Metrics.get)
             super().__init__(**arguments)
+            # The probe of a container doesn't know of FLOWER_URL_PREFIX.
+            self.add_handlers(".*", [("/healthcheck", Healthcheck)])
             self.inspector = _Inspector(self.io_loop, self.capp, options.inspect_timeout / 1000)
 
         def start_http_server(self) -> int | None:
