@@ -250,6 +250,15 @@ def test_arguments_are_sent_if_that_is_wanted(project: InstalledProject, receive
         assert "Sentry is attempting" not in worker.text()
 
 
+def test_what_ends_a_worker_is_reported_once(project: InstalledProject, receiver: Receiver) -> None:
+    receiver.items.clear()
+    wrong = "celery_service.brokers.consumer:Nothing"
+    variables = {"CELERY_BROKER_URL": "memory://", "SENTRY_DSN": receiver.dsn, "CELERY_WORKER_CONSUMER": wrong}
+    assert project.celery("worker", "--pool", "solo", env=variables).returncode == 1
+    [event] = wait_until(receiver.events, 30, "an event")
+    assert "Nothing" in errors_of(event)[-1][1]
+
+
 def test_a_sentry_that_does_not_answer_delays_nothing(project: InstalledProject, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, service_on_redis(project, tmp_path) as service:
         dsn = f"http://key@127.0.0.1:{silent.getsockname()[1]}/1"

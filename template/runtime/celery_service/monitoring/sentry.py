@@ -276,7 +276,9 @@ def _report_crashes() -> None:
     """Report what ends a worker or beat, which Celery only logs."""
     from sentry_sdk.integrations.logging import EventHandler
 
-    logging.getLogger("celery").addHandler(EventHandler(logging.CRITICAL))
+    # The second one logs uncaught exceptions.
+    for name in ("celery", "celery_service"):
+        logging.getLogger(name).addHandler(EventHandler(logging.CRITICAL))
 
 
 def _flush(**kwargs: object) -> None:
