@@ -243,15 +243,15 @@ def test_each_end_has_one_line(service: Service) -> None:
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_other_pools(service: Service, pool: str) -> None:
-    with service.worker(pool, "--pool", pool, "--concurrency", "4", "-Q", "low_priority"):
+    with service.worker(pool, "--pool", pool, "--concurrency", "4", "-Q", pool):
         told = service.python(
             "from celery_service import correlation\n"
-            "sent = []\n"
+            f"sent, pool = [], {pool!r}\n"
             "for number in range(20):\n"
             "    with correlation.bind(f'of {number}'):\n"
-            "        sent += [following.tell.apply_async(queue='low_priority')]\n"
-            "        sent += [following.tell_async.apply_async(queue='low_priority')]\n"
-            "sent += [following.tell.apply_async(queue='low_priority')]\n"
+            "        sent += [following.tell.apply_async(queue=pool)]\n"
+            "        sent += [following.tell_async.apply_async(queue=pool)]\n"
+            "sent += [following.tell.apply_async(queue=pool)]\n"
             "[(each.id, each.get(timeout=60)) for each in sent]"
         )
     ids = [id_ for _, id_ in told]
@@ -260,7 +260,7 @@ def test_other_pools(service: Service, pool: str) -> None:
     of_pool = [line for line in lines(service) if str(line.get("worker")).startswith(f"{pool}@")]
     assert Counter(line["event"] for line in of_pool) == {"task_started": 41, "task_succeeded": 41}
     assert {line["task_id"]: line["correlation_id"] for line in of_pool} == dict(told)
-    assert {line["queue"] for line in of_pool} == {"low_priority"}
+    assert {line["queue"] for line in of_pool} == {pool}
 
 
 def test_messages_that_can_not_run(service: Service) -> None:
