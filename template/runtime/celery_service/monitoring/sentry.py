@@ -120,7 +120,7 @@ class _Reports:
         from celery.signals import task_retry
         from celery.worker.consumer import consumer
         from sentry_sdk.integrations import atexit, celery, logging, redis
-        from sentry_sdk.integrations.celery.beat import crons_task_retry
+        from sentry_sdk.integrations.celery import beat
         from sentry_sdk.scrubber import EventScrubber
 
         first, self.pid = not self.pid, os.getpid()
@@ -156,7 +156,7 @@ class _Reports:
         imported: Any = consumer
         imported.build_tracer = trace.build_tracer
         # A retry isn't the end of a run: the monitor of the schedule would alert.
-        task_retry.disconnect(crons_task_retry)
+        task_retry.disconnect(getattr(beat, "crons_task_retry", None))
         if first:
             _report_crashes()
 
