@@ -120,6 +120,12 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
 
     ResultConsumer = ResultConsumer
 
+    def _get_pool(self, **params: Any) -> Any:
+        """Return the connections, marked as Celery's own: monitoring leaves them out."""
+        pool = super()._get_pool(**params)
+        pool.is_of_celery = True
+        return pool
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing. Celery would subscribe to each result when it sends the task."""
 

@@ -101,7 +101,7 @@ class Export(SpanProcessor):
 
     def __init__(
         self,
-        exporters: Callable[[], Iterable[SpanExporter]],
+        exporters: Iterable[Callable[[], SpanExporter]],
         collector: Collector,
         *,
         delay_milliseconds: int,
@@ -128,7 +128,7 @@ class Export(SpanProcessor):
     def _start(self) -> BatchSpanProcessor:
         with self._lock:
             if self._batches is None:
-                exporters = _Exporters(self._exporters(), self._collector)
+                exporters = _Exporters((make() for make in self._exporters), self._collector)
                 self._batches = BatchSpanProcessor(exporters, schedule_delay_millis=self._delay)
             return self._batches
 

@@ -1,30 +1,28 @@
-"""The tracer provider of a process, and the instrumentations of libraries.
+"""The tracer provider of a process.
 
 The provider is set as late as possible: when a worker or beat starts, or before the first publish
 of any other process. Until then the process can set one of its own.
 """
 
 import contextlib
-import os
 import threading
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import Any
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Any
 
-import structlog
 from celery import Celery
 from celery.signals import beat_init, worker_init, worker_process_shutdown, worker_shutdown
 from opentelemetry import trace
 
 from celery_service.config.settings import ConfigurationError
+from celery_service.monitoring.opentelemetry import libraries
 from celery_service.monitoring.opentelemetry.settings import LIMIT, Settings
 
-#: Instrumentations that aren't loaded: spans.py does what this one does.
-NOT_LOADED = {"celery"}
-#: It names SQLAlchemy 2.0 as the newest one that it can; our tests run it on 2.1.
-NOT_CHECKED = {"sqlalchemy"}
+if TYPE_CHECKING:
+    # Imported late: a process without a collector doesn't need the SDK.
+    from opentelemetry.sdk.trace.export import SpanExporter
 
-logger = structlog.get_logger(__name__)
+    from celery_service.monitoring.opentelemetry.export import Export
 
 
 def is_set() -> bool:
@@ -40,7 +38,8 @@ class Provider:
         self._settings = settings
         self._lock = threading.Lock()
         self._is_started = not settings.is_exporting
-        self._export: Any = None
+        self._exporters: list[Callable[[], SpanExporter]] = []
+        self._export: Export | None = None
 
     def prepare(self) -> None:
         """Import the exporters and instrument libraries, before processes are forked.
@@ -48,11 +47,19 @@ class Provider:
         Raises:
             ConfigurationError: An exporter can't be made.
         """
-        for exporter in self._exporters():
-            exporter.shutdown()
+        for name in self._settings.exporters:
+            found = entry_points(group="opentelemetry_traces_exporter", name=name)
+            try:
+                exporter = next(iter(found)).load()
+                exporter().shutdown()
+            except Exception as error:  # whatever a variable makes of it
+                raise ConfigurationError(
+                    f"The exporter {name} of OTEL_TRACES_EXPORTER can't be used: {error}."
+                ) from None
+            self._exporters.append(exporter)
         if not is_set():
             # A process with another provider has chosen what it instruments.
-            _instrument()
+            libraries.instrument()
 
     def install(self) -> None:
         """Start when a worker or beat starts, and export what is left when processes end."""
@@ -77,7 +84,6 @@ class Provider:
                     self._set()
 
     def _set(self) -> None:
-        # Imported here: a process without a collector doesn't need the SDK.
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
 
@@ -109,18 +115,6 @@ class Provider:
             found["service.version"] = version(name)
         return {name: value for name, value in found.items() if name not in given}
 
-    def _exporters(self) -> Iterator[Any]:
-        for name in self._settings.exporters:
-            (entry_point,) = list(entry_points(group="opentelemetry_traces_exporter", name=name))[
-                :1
-            ]
-            try:
-                yield entry_point.load()()
-            except Exception as error:  # whatever a variable makes of it
-                raise ConfigurationError(
-                    f"OTEL_ variables: the exporter {name} can't be used: {error}."
-                ) from None
-
     def _close(self, **_: object) -> None:
         if self._export:
             self._export.close()
@@ -131,31 +125,3 @@ class Provider:
             thread = threading.Thread(target=flush, daemon=True)
             thread.start()
             thread.join(LIMIT)
-
-
-def _instrument() -> None:
-    """Load the instrumentations that are installed, as `opentelemetry-instrument` does."""
-    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
-    without = NOT_LOADED | set(map(str.strip, disabled))
-    if "*" in without:
-        return
-    for entry_point in entry_points(group="opentelemetry_instrumentor"):
-        if entry_point.name not in without:
-            _load(entry_point)
-
-
-def _load(entry_point: EntryPoint) -> None:
-    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
-
-    conflict = entry_point.dist and get_dist_dependency_conflicts(entry_point.dist)
-    if conflict and not (conflict.found or conflict.found_any):
-        return  # what it instruments isn't installed
-    if conflict and entry_point.name not in NOT_CHECKED:
-        logger.warning("not_instrumented", library=entry_point.name, reason=str(conflict))
-        return
-    try:
-        instrumentor = entry_point.load()()
-        if not instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.instrument(skip_dep_check=True)
-    except Exception as error:  # the service runs without it
-        logger.warning("not_instrumented", library=entry_point.name, reason=str(error))

@@ -21,6 +21,7 @@ from celery.signals import (
 )
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.propagate import extract, inject
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -51,19 +52,26 @@ def install(app: Celery, start: Callable[[], None]) -> None:
         start()
         if not is_set():
             return send(name, *args, **options)
-        with _publishing(name, _parent(options)):
+        # The message itself, which is a request to Redis, is no span of its own.
+        with _publishing(name, _parent(options)), suppress_instrumentation():
             return send(name, *args, **options)
 
     app.send_task = send_task  # type: ignore[method-assign]
     for kind in (canvas.group, canvas.chord):
         kind.apply_async = _together(kind.apply_async, start)  # type: ignore[method-assign]
     before_task_publish.connect(_add_context)
-    task_prerun.connect(_enter)
-    # Receivers are called in their order. A line about the start of a task belongs to its span.
-    task_prerun.receivers.insert(0, task_prerun.receivers.pop())
+    _connect_first(task_prerun, _enter)
     task_failure.connect(_note_failure)
     task_retry.connect(_note_retry)
     task_postrun.connect(_leave)
+
+
+def _connect_first(signal: Any, receiver: Callable[..., None]) -> None:
+    """Call this receiver before those that log: a line about the start of a task has its ids."""
+    before = len(signal.receivers)
+    signal.connect(receiver)
+    if len(signal.receivers) > before:  # not yet connected for another app
+        signal.receivers.insert(0, signal.receivers.pop())
 
 
 def add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
