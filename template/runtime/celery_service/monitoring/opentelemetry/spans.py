@@ -5,13 +5,15 @@ docs/decisions/0025-tracing.md of the template compares with this.
 """
 
 import functools
+import sys
+import traceback
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, canvas, current_app
 from celery.app.task import Context as Request
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.signals import (
     before_task_publish,
     task_failure,
@@ -29,6 +31,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from celery_service.brokers.queues import queue_of
 from celery_service.monitoring.opentelemetry.provider import is_set
 from celery_service.observability import correlation
+from celery_service.observability.redaction import redact_text
 
 #: Where the span of a task is, in its request.
 SLOT = "_celery_service_span"
@@ -151,51 +154,54 @@ def _enter(task: Any, **kwargs: object) -> None:
         request = task.request
         # Nothing of the last task of this thread may stay, so the context is that of the message.
         context = None if request.is_eager else _context_of(request)
-        span = _start(task, context)
+        span = _start("run", task, request, context)
         setattr(request, SLOT, (span, attach(trace.set_span_in_context(span, context))))
 
 
 def _leave(task: Any, state: str | None = None, **kwargs: object) -> None:
     if entered := vars(task.request).pop(SLOT, None):
         span, token = entered
-        span.set_attribute("celery.state", str(state))
+        if state:
+            span.set_attribute("celery.state", state)
+        elif error := sys.exc_info()[1]:  # this process is told to end
+            _fail(span, error)
         span.end()
         detach(token)
 
 
 def _note_failure(sender: Any, exception: BaseException, **kwargs: object) -> None:
-    if entered := getattr(sender.request, SLOT, None):
+    request = sender.request
+    if entered := getattr(request, SLOT, None):
         if not isinstance(exception, tuple(sender.throws or ())):
             _fail(entered[0], exception)
-    elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
-        _note_end_of_process(sender, sender.request, exception)
+    elif request.id and isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
+        _note_lost(sender, request, exception)
 
 
 def _note_retry(sender: Any, request: Request, reason: Any, **kwargs: object) -> None:
     if entered := getattr(request, SLOT, None):
-        entered[0].set_attribute("celery.retry.reason", str(reason))
+        entered[0].set_attribute("celery.retry.reason", redact_text(str(reason)))
     elif isinstance(error := getattr(reason, "exc", None), WorkerLostError):
-        _note_end_of_process(sender, request, error)
+        _note_lost(sender, request, error)
 
 
-def _note_end_of_process(task: Any, request: Request, error: BaseException) -> None:
-    """Add the span that was lost with the process of a task. Called in the worker's main process.
+def _note_lost(task: Any, request: Request, error: BaseException) -> None:
+    """Add a span for a task whose process was killed, and the span of its run with it.
 
-    It has no duration, since nothing here knows when the task has started.
+    Called in the worker's main process. Nothing there knows when the task has started.
     """
     if is_set():
-        span = _start(task, _context_of(request))
+        span = _start("lost", task, request, _context_of(request))
         _fail(span, error)
         span.end()
 
 
-def _start(task: Any, context: Context | None) -> Span:
-    request = task.request
+def _start(action: str, task: Any, request: Request, context: Context | None) -> Span:
     kind = SpanKind.INTERNAL if request.is_eager else SpanKind.CONSUMER
-    span = tracer.start_span(f"run/{task.name}", context, kind)
+    span = tracer.start_span(f"{action}/{task.name}", context, kind)
     if span.is_recording():
         attributes = {
-            ACTION: "run",
+            ACTION: action,
             TASK: task.name,
             MESSAGE: request.id,
             CORRELATION: correlation.of_context(request),
@@ -208,8 +214,17 @@ def _start(task: Any, context: Context | None) -> Span:
 
 
 def _fail(span: Span, error: BaseException) -> None:
-    span.record_exception(error)
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    if not span.is_recording():
+        return
+    kind, message = type(error), redact_text(str(error))
+    # As `record_exception` does, but without secrets.
+    event = {
+        "exception.type": kind.__qualname__,
+        "exception.message": message,
+        "exception.stacktrace": redact_text("".join(traceback.format_exception(error))),
+    }
+    span.add_event("exception", event)
+    span.set_status(Status(StatusCode.ERROR, f"{kind.__qualname__}: {message}"))
 
 
 class _FromRequest(Getter[Request]):
