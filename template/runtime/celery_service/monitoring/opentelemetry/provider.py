@@ -47,14 +47,19 @@ class Provider:
         Raises:
             ConfigurationError: An exporter can't be made.
         """
+        known = {each.name: each for each in entry_points(group="opentelemetry_traces_exporter")}
         for name in self._settings.exporters:
-            found = entry_points(group="opentelemetry_traces_exporter", name=name)
-            try:
-                exporter = next(iter(found)).load()
-                exporter().shutdown()
-            except Exception as error:  # whatever a variable makes of it
+            if name not in known:
                 raise ConfigurationError(
-                    f"The exporter {name} of OTEL_TRACES_EXPORTER can't be used: {error}."
+                    f"No installed package has the exporter {name}, which OTEL_TRACES_EXPORTER or "
+                    f"OTEL_EXPORTER_OTLP_PROTOCOL chooses; there are {', '.join(sorted(known))}."
+                )
+            try:
+                exporter = known[name].load()
+                exporter().shutdown()
+            except Exception as error:  # whatever another variable makes of it
+                raise ConfigurationError(
+                    f"The exporter {name} can't be used with these OTEL_* variables: {error}."
                 ) from None
             self._exporters.append(exporter)
         if not is_set():

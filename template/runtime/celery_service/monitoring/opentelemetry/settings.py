@@ -4,10 +4,18 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 """
 
 from importlib.metadata import entry_points
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: How long a process that ends waits for the collector, in seconds.
@@ -67,17 +75,12 @@ class Settings(BaseSettings):
     exporter_otlp_traces_endpoint: Url | None = None
     #: Such as `authorization=Bearer%20…`.
     exporter_otlp_headers: Annotated[SecretStr, AfterValidator(_has_secret_pairs)] = SecretStr("")
-    exporter_otlp_traces_headers: Annotated[SecretStr, AfterValidator(_has_secret_pairs)] = (
-        SecretStr("")
-    )
     #: `grpc` needs the package opentelemetry-exporter-otlp-proto-grpc.
     exporter_otlp_protocol: Protocol = "http/protobuf"
     exporter_otlp_traces_protocol: Protocol | None = None
     #: Seconds for one batch of spans, with all retries.
     exporter_otlp_timeout: PositiveFloat = 10
-    exporter_otlp_traces_timeout: PositiveFloat | None = None
     exporter_otlp_compression: Literal["none", "gzip", "deflate"] = "none"
-    exporter_otlp_traces_compression: Literal["none", "gzip", "deflate"] | None = None
 
     #: `otlp`, `console`, `none`, or a name that an installed package brings; several with commas.
     traces_exporter: str | None = None
@@ -88,27 +91,30 @@ class Settings(BaseSettings):
     #: Milliseconds until ended spans are exported. OpenTelemetry has 5000. What a process that is
     #: killed has not exported is lost, so it is less here.
     bsp_schedule_delay: PositiveInt = 1000
-    bsp_max_queue_size: PositiveInt = 2048
     bsp_max_export_batch_size: PositiveInt = 512
+    #: Spans that wait. When there are more, the oldest are lost.
+    bsp_max_queue_size: PositiveInt = Field(default=2048, validate_default=True)
 
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        if self.traces_sampler.endswith("traceidratio") and not _is_share(self.traces_sampler_arg):
+    @field_validator("traces_sampler_arg")
+    @classmethod
+    def _is_share(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("traces_sampler", "").endswith("traceidratio"):
+            try:
+                fits = 0 <= float(value) <= 1
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"is {value!r}; it must be a number from 0 to 1")
+        return value
+
+    @field_validator("bsp_max_queue_size")
+    @classmethod
+    def _holds_a_batch(cls, value: int, info: ValidationInfo) -> int:
+        if value < (batch := info.data.get("bsp_max_export_batch_size", 0)):
             raise ValueError(
-                f"OTEL_TRACES_SAMPLER_ARG is {self.traces_sampler_arg!r}; "
-                "it must be a number from 0 to 1"
+                f"is {value}; it must be at least OTEL_BSP_MAX_EXPORT_BATCH_SIZE, {batch}"
             )
-        if self.bsp_max_export_batch_size > self.bsp_max_queue_size:
-            raise ValueError(
-                "OTEL_BSP_MAX_EXPORT_BATCH_SIZE must not be above OTEL_BSP_MAX_QUEUE_SIZE"
-            )
-        for name in self.exporters:
-            if name not in (installed := _installed("opentelemetry_traces_exporter")):
-                raise ValueError(
-                    f"no package for the exporter {name} is installed; OTEL_TRACES_EXPORTER and "
-                    f"OTEL_EXPORTER_OTLP_PROTOCOL can choose {', '.join(sorted(installed))}"
-                )
-        return self
+        return value
 
     @property
     def is_exporting(self) -> bool:
@@ -133,10 +139,3 @@ class Settings(BaseSettings):
 
 def _installed(group: str) -> set[str]:
     return {entry_point.name for entry_point in entry_points(group=group)}
-
-
-def _is_share(value: str | None) -> bool:
-    try:
-        return 0 <= float(value or 1) <= 1
-    except ValueError:
-        return False
