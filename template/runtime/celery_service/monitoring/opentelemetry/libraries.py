@@ -4,6 +4,7 @@ All that are installed are loaded, as `opentelemetry-instrument` does: a project
 `uv add opentelemetry-instrumentation-…`.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -12,7 +13,8 @@ from typing import Any
 import structlog
 from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from wrapt import wrap_function_wrapper
+from redis import Redis
+from redis.client import Pipeline
 
 #: spans.py does what this one does.
 NOT_LOADED = {"celery"}
@@ -32,8 +34,8 @@ def instrument() -> None:
         if entry_point.name not in without:
             _load(entry_point)
     if "redis" not in without:
-        for name in ("Redis.execute_command", "client.Pipeline.execute"):
-            wrap_function_wrapper("redis", name, _leave_out_celery)
+        for kind, name in ((Redis, "execute_command"), (Pipeline, "execute")):
+            setattr(kind, name, _leave_out_celery(getattr(kind, name)))
 
 
 def _load(entry_point: EntryPoint) -> None:
@@ -51,11 +53,14 @@ def _load(entry_point: EntryPoint) -> None:
         logger.warning("not_instrumented", library=entry_point.name, reason=str(error))
 
 
-def _leave_out_celery(
-    call: Callable[..., Any], client: Any, args: Any, options: dict[str, Any]
-) -> Any:
-    """Make no spans of the results of tasks, which are more requests than those of the tasks."""
-    if getattr(client.connection_pool, "is_of_celery", False):
+def _leave_out_celery(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make no spans of storing results, which would be more than those of the tasks."""
+
+    @functools.wraps(method)
+    def ask(client: Any, *args: Any, **options: Any) -> Any:
+        if not getattr(client.connection_pool, "is_of_celery", False):
+            return method(client, *args, **options)
         with suppress_instrumentation():
-            return call(*args, **options)
-    return call(*args, **options)
+            return method(client, *args, **options)
+
+    return ask
