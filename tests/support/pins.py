@@ -142,6 +142,10 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
+    "monitoring.opentelemetry.export": (
+        "opentelemetry.sdk._shared_internal:BatchProcessor.shutdown",
+        "opentelemetry.sdk.trace.export:BatchSpanProcessor.shutdown",  # _batch_processor
+    ),
     "tasks.base": (
         "billiard.common:terminate_handler_fired",
         "celery.app.base:Celery.send_task",  # Task.apply_async and beat call it
@@ -254,6 +258,8 @@ def missing() -> list[str]:
 #: What stands in the language or in libraries that promise it.
 PROMISED = {
     *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
+    # Attributes of loggers, and of tracer providers.
+    *("propagate", "sampler"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
 }

@@ -34,6 +34,10 @@ logger = structlog.get_logger(__name__)
 _celerys: Any = celery.backends.redis
 
 
+#: The attribute that a pool of connections has which is Celery's, and not the service's.
+OF_CELERY = "is_of_celery"
+
+
 class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
     """Listens for results. It connects when somebody waits for one, and reconnects if it must."""
 
@@ -122,9 +126,9 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
     ResultConsumer = ResultConsumer
 
     def _get_pool(self, **params: Any) -> Any:
-        """Return the connections, marked as Celery's own: monitoring leaves them out."""
+        """Return the connections, marked as Celery's: tracing leaves them out."""
         pool = super()._get_pool(**params)
-        pool.is_of_celery = True
+        setattr(pool, OF_CELERY, True)
         return pool
 
     def on_task_call(self, producer: Any, task_id: str) -> None:

@@ -16,6 +16,8 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from redis import Redis
 from redis.client import Pipeline
 
+from celery_service.brokers.redis.backend import OF_CELERY
+
 #: spans.py does what this one does.
 NOT_LOADED = {"celery"}
 #: It names SQLAlchemy 2.0 as the newest one that it can; our tests run it on 2.1.
@@ -58,7 +60,7 @@ def _leave_out_celery(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def ask(client: Any, *args: Any, **options: Any) -> Any:
-        if not getattr(client.connection_pool, "is_of_celery", False):
+        if not getattr(client.connection_pool, OF_CELERY, False):
             return method(client, *args, **options)
         with suppress_instrumentation():
             return method(client, *args, **options)

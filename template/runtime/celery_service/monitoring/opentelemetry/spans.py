@@ -33,7 +33,7 @@ from celery_service.monitoring.opentelemetry.provider import is_set
 from celery_service.observability import correlation
 from celery_service.observability.redaction import redact_text
 
-#: Where the span of a task is, in its request.
+#: Where the span of a task is, in its request. It also marks what is wrapped already.
 SLOT = "_celery_service_span"
 
 #: The name of the correlation id, as in log lines.
@@ -131,7 +131,7 @@ def _add_context(
 
 def _together(apply_async: Callable[..., Any], start: Callable[[], None]) -> Callable[..., Any]:
     """Put the tasks of a canvas into one trace, where they don't belong to one already."""
-    if hasattr(apply_async, "of_tracing"):  # for another app
+    if hasattr(apply_async, SLOT):  # for another app
         return apply_async
 
     @functools.wraps(apply_async)
@@ -142,7 +142,7 @@ def _together(apply_async: Callable[..., Any], start: Callable[[], None]) -> Cal
         with _publishing(str(self.task).rpartition(".")[2]):
             return apply_async(self, *args, **options)
 
-    apply_in_one_trace.of_tracing = True  # type: ignore[attr-defined]
+    setattr(apply_in_one_trace, SLOT, True)
     return apply_in_one_trace
 
 
