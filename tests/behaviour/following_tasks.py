@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import structlog
 from celery import Task, chord, current_app
+from celery.exceptions import Ignore
 from celery_service import correlation
 
 logger = structlog.get_logger(__name__)
@@ -51,8 +53,39 @@ def tell() -> str | None:
     return correlation.current()
 
 
+@current_app.task(name="following.tell_async")
+async def tell_async() -> str | None:
+    """Do it in a coroutine."""
+    await asyncio.sleep(0)
+    return correlation.current()
+
+
 @current_app.task(name="following.parent")
 def parent() -> str:
     """Send a task under another id."""
     correlation.bind("another")
     return str(tell.delay().id)
+
+
+@current_app.task(name="following.expected", throws=(LookupError,))
+def expected() -> None:
+    """Raise what is no surprise."""
+    raise LookupError("not there")
+
+
+@current_app.task(name="following.ignored")
+def ignored() -> None:
+    """Leave the result to somebody else."""
+    raise Ignore
+
+
+@current_app.task(name="following.unserialisable")
+def unserialisable() -> object:
+    """Return what JSON can't represent."""
+    return object()
+
+
+@current_app.task(name="following.soft", soft_time_limit=1)
+def soft() -> None:
+    """Take too long."""
+    time.sleep(30)

@@ -208,6 +208,61 @@ def test_what_the_main_process_ends(service: Service, worker: Worker) -> None:
     assert (revoked["task_id"], revoked["terminated"]) == (long, True)
 
 
+#: How a task ends → the event, its level, and the field and the text that say why.
+ENDS = {
+    "following.expected.delay()": ("task_failed", "info", "error", "LookupError: not there"),
+    "following.unserialisable.delay()": ("task_failed", "error", "exception", "EncodeError"),
+    "following.soft.delay()": ("task_failed", "error", "exception", "SoftTimeLimitExceeded"),
+    "following.ignored.delay()": ("task_ignored", "info", "event", "task_ignored"),
+    "failing.end.delay(notes, 'memory')": ("task_failed", "error", "exception", "MemoryError"),
+    "failing.end.delay(notes, 'exit')": ("task_failed", "error", "exception", "SystemExit(3)"),
+    "failing.end_async.delay(notes, 'recurse')": ("task_failed", "error", "exception", "RecursionError"),
+    "probe.work.delay(notes, 'x')": ("task_succeeded", "info", "event", "task_succeeded"),
+}
+
+
+def test_each_end_has_one_line(service: Service) -> None:
+    calls = ", ".join(ENDS)
+    tasks = dict(zip(ENDS, service.python(f"[sent.id for sent in [{calls}]]"), strict=True))
+    for call, (event, level, field, text) in ENDS.items():
+        wait_for(service, event=event, task_id=tasks[call])
+        ended = [
+            line
+            for line in lines(service)
+            if line.get("task_id") == tasks[call]
+            and line["event"] not in {"task_enqueued", "task_started", "dead_letter"}
+            and line["logger"] != f"{service.project.slug}.tasks.probe"
+        ]
+        if "soft" in call:
+            # Celery's warning in the main process stays: a task may catch the exception.
+            ended = [line for line in ended if not line["event"].startswith("Soft time limit (1s) exceeded")]
+        assert [(line["event"], line["level"]) for line in ended] == [(event, level)], ended
+        assert text in ended[0][field]
+        assert ended[0].keys() >= OF_A_TASK
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_other_pools(service: Service, pool: str) -> None:
+    with service.worker(pool, "--pool", pool, "--concurrency", "4", "-Q", pool):
+        told = service.python(
+            "from celery_service import correlation\n"
+            f"sent, pool = [], {pool!r}\n"
+            "for number in range(20):\n"
+            "    with correlation.bind(f'of {number}'):\n"
+            "        sent += [following.tell.apply_async(queue=pool)]\n"
+            "        sent += [following.tell_async.apply_async(queue=pool)]\n"
+            "sent += [following.tell.apply_async(queue=pool)]\n"
+            "[(each.id, each.get(timeout=60)) for each in sent]"
+        )
+    ids = [id_ for _, id_ in told]
+    assert ids[:-1] == [f"of {number // 2}" for number in range(40)]
+    assert ids[-1] == told[-1][0]
+    of_pool = [line for line in lines(service) if str(line.get("worker")).startswith(f"{pool}@")]
+    assert Counter(line["event"] for line in of_pool) == {"task_started": 41, "task_succeeded": 41}
+    assert {line["task_id"]: line["correlation_id"] for line in of_pool} == dict(told)
+    assert {line["queue"] for line in of_pool} == {pool}
+
+
 def test_messages_that_can_not_run(service: Service) -> None:
     unknown = send(service, "celery.send_task('following.nowhere')", "request-7")
     # Which of the two comes first, depends on the broker.

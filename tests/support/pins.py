@@ -158,6 +158,39 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.setup_defaults",
     ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
+    "observability.correlation": (
+        # They send the messages of a canvas while they run.
+        "celery.canvas:_chain.apply_async",
+        "celery.canvas:_chord.apply_async",
+        "celery.canvas:group.apply_async",
+    ),
+    "observability.doubles": (
+        # It drops their lines, by the texts.
+        "celery.app.trace:LOG_FAILURE",
+        "celery.app.trace:LOG_IGNORED",
+        "celery.app.trace:LOG_INTERNAL_ERROR",
+        "celery.app.trace:LOG_RECEIVED",
+        "celery.app.trace:LOG_REJECTED",
+        "celery.app.trace:LOG_RETRY",
+        "celery.app.trace:LOG_SUCCESS",
+        "celery.app.trace:TraceInfo._log_error",
+        "celery.app.trace:report_internal_error",
+        "celery.backends.base:Backend._ensure_retryable",
+        "celery.backends.redis:E_LOST",
+        "celery.beat:Scheduler.apply_entry",
+        "celery.worker.consumer.consumer:Consumer.on_unknown_message",
+        "celery.worker.consumer.consumer:Consumer.on_unknown_task",
+        "celery.worker.request:Request._retry_worker_lost",
+        "celery.worker.request:Request.on_failure",
+        "celery.worker.request:Request.on_timeout",
+        "celery.worker.request:Request.revoked",
+    ),
+    # The signals that it needs, and where they are sent.
+    "observability.events": (
+        "celery.app.trace:TraceInfo.handle_failure",
+        "celery.app.trace:TraceInfo.handle_retry",
+        "celery.worker.request:Request._announce_cancelled",
+    ),
     # It asks for time_limits, and calls on_failure.
     "tasks.request": ("celery.worker.request:Request._context", "celery.worker.request:create_request_cls"),
 }
@@ -257,6 +290,8 @@ def missing() -> list[str]:
 
 #: What stands in the language or in libraries that promise it.
 PROMISED = {
+    # Of log records, and hooks.
+    *("msg", "exc_info", "service_entry", "service_fields", "service_json", "excepthook"),
     *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
     # Attributes of loggers, and of tracer providers.
     *("propagate", "sampler"),

@@ -50,8 +50,8 @@ def _of_trace(record: logging.LogRecord) -> bool:
         # The signal `task_rejected` isn't sent for tasks that reject their message themselves.
         _becomes(record, "task_rejected", reason=record.data["exc"])  # type: ignore[attr-defined]
     elif record.msg == _trace.LOG_IGNORED:
-        told = record.data["description"]  # type: ignore[attr-defined]
-        _becomes(record, "task_ignored", **({} if told == "ignored" else {"reason": told}))
+        # Other messages are ignored before they run: they were delivered after a success.
+        return bool(record.data["description"] != "ignored")  # type: ignore[attr-defined]
     return record.msg not in _OF_TASKS
 
 

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery import current_app, signals
+from celery import current_app, signals, states
 from celery.app.task import Context
 from celery.exceptions import Reject
 
@@ -30,6 +30,7 @@ def install() -> None:
     signals.task_success.connect(_succeeded)
     signals.task_retry.connect(_retrying)
     signals.task_failure.connect(_failed)
+    signals.task_postrun.connect(_ignored)
     signals.task_internal_error.connect(_failed_outside)
     signals.task_revoked.connect(_revoked)
     signals.task_rejected.connect(_rejected)
@@ -105,6 +106,12 @@ def _failed(sender: Any, exception: BaseException, einfo: Any = None, **kwargs: 
         _tell(logging.INFO, "task_failed", fields | {"error": _line_of(exception)})
     else:
         _tell(logging.ERROR, "task_failed", fields | _told(exception, einfo))
+
+
+def _ignored(task: Any, state: str | None = None, **kwargs: object) -> None:
+    """Log that the task raised `Ignore`, for which Celery has no signal."""
+    if state == states.IGNORED:
+        _tell(logging.INFO, "task_ignored", context.of_context(task.name, task.request))
 
 
 def _failed_outside(

@@ -42,17 +42,16 @@ class Prepare(logging.Filter):
         """Return whether to write the record: a processor may drop it."""
         if not hasattr(record, "service_entry"):
             try:
-                entry: Any = _entry(record)
-                for process in processors:
-                    entry = process(None, record.levelname.lower(), entry)
+                _prepare(record)
             except structlog.DropEvent:
                 record.service_entry = None
-                return False
-            line = _json(entry)
-            if redaction.is_suspicious(line):
-                entry = redaction.redact(entry)
-                line = _json(entry)
-            record.service_entry, record.service_json = entry, line
+            except Exception as error:
+                # A log line must not make the caller fail, whatever it gets.
+                failed = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
+                told = f"{_default(record.msg)!s:.1000} can't be logged: {_default(error)}"
+                failed.msg = redaction.redact_text(told)
+                entry = _entry(failed)
+                record.service_entry, record.service_json = entry, _json(entry)
         return getattr(record, "service_entry", None) is not None
 
 
@@ -97,14 +96,28 @@ class Console(logging.Formatter):
             entry["runtime"] = f"{given['runtime']:.3f}"
         if entry["logger"] == "celery_service.events":
             del entry["logger"]
-        return str(self._render(None, "", entry))
+        try:
+            return str(self._render(None, "", dict(entry)))
+        except Exception:  # the `repr` of a value fails
+            return str(self._render(None, "", _plain(entry)))
+
+
+def _prepare(record: logging.LogRecord) -> None:
+    entry: Any = _entry(record)
+    for process in processors:
+        entry = process(None, record.levelname.lower(), entry)
+    line = _json(entry)
+    if redaction.is_suspicious(line):
+        entry = redaction.redact(entry, default=_default)
+        line = _json(entry)
+    record.service_entry, record.service_json = entry, line
 
 
 def _entry(record: logging.LogRecord) -> Entry:
     entry: Entry = {
         "timestamp": _timestamp(record.created),
         "level": record.levelname.lower(),
-        "event": record.getMessage().strip(),
+        "event": _message(record),
         "logger": record.name,
     }
     if of_task := context.fields():
@@ -125,6 +138,13 @@ def _entry(record: logging.LogRecord) -> Entry:
         if len(str(entry.get(name, ""))) > LONGEST:
             entry[name] = shortened(str(entry[name]))
     return entry
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage().strip()
+    except (TypeError, ValueError, KeyError):  # the arguments don't fit
+        return f"{record.msg} {_default(record.args)}"
 
 
 def shortened(text: str) -> str:
@@ -164,7 +184,10 @@ def _json(entry: Entry) -> str:
 
 
 def _default(value: Any) -> Any:
+    """Return what stands for a value that JSON doesn't know."""
     match value:
+        case str():
+            return value
         case datetime.date() | datetime.time():
             return value.isoformat()
         case UUID() | PurePath() | Decimal() | datetime.timedelta():

@@ -4,7 +4,7 @@ called password, token, secret, authorization, api_key or cookie.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -86,8 +86,11 @@ def is_suspicious(line: str) -> bool:
     return False
 
 
-def redact(value: Any, depth: int = 0) -> Any:
-    """Return a value of a line without secrets. Mappings and lists are copied."""
+def redact(value: Any, depth: int = 0, default: Callable[[Any], Any] = repr) -> Any:
+    """Return a value of a line without secrets. Mappings and lists are copied.
+
+    `default` returns what stands in the line for a value of another type.
+    """
     if isinstance(value, str):
         return redact_text(value)
     if value is None or isinstance(value, bool | int | float):
@@ -98,12 +101,12 @@ def redact(value: Any, depth: int = 0) -> Any:
         return {
             key: HIDDEN
             if _is_secret(key) and each and not isinstance(each, bool)
-            else redact(each, depth + 1)
+            else redact(each, depth + 1, default)
             for key, each in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
-        return [redact(each, depth + 1) for each in value]
-    return redact_text(_text_of(value))
+        return [redact(each, depth + 1, default) for each in value]
+    return redact(default(value), depth + 1, default)
 
 
 def redact_text(text: str) -> str:
@@ -131,10 +134,3 @@ def _without_value(found: re.Match[str]) -> str:
 
 def _is_secret(key: Any) -> bool:
     return isinstance(key, str) and bool(_KEY.search(key)) and not _NO_KEY.search(key)
-
-
-def _text_of(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:
-        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
