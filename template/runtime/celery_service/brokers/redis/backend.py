@@ -125,11 +125,11 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
 
     ResultConsumer = ResultConsumer
 
-    def _get_pool(self, **params: Any) -> Any:
-        """Return the connections, marked as Celery's: tracing leaves them out."""
-        pool = super()._get_pool(**params)
-        setattr(pool, OF_CELERY, True)
-        return pool
+    def _create_client(self, **params: Any) -> Any:
+        """Return a client. Its connections are marked as Celery's: tracing leaves them out."""
+        client = super()._create_client(**params)
+        setattr(client.connection_pool, OF_CELERY, True)
+        return client
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing. Celery would subscribe to each result when it sends the task."""
