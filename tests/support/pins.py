@@ -27,7 +27,7 @@ import celery_service
 TABLE = Path(__file__).parents[1] / "runtime" / "pins.txt"
 LIBRARY = Path(celery_service.__file__).parent
 #: Whose code may change without notice. The others promise what we use of them.
-PACKAGES = ("aiocache", "amqp", "billiard", "celery", "kombu", "redis")
+PACKAGES = ("aiocache", "amqp", "billiard", "celery", "flower", "kombu", "redis")
 
 #: Methods that Python calls. What else begins with two underscores, each version of Python has more of.
 METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__", "__iter__", "__new__", "__reduce__"}
@@ -158,6 +158,26 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.setup_defaults",
     ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
+    "monitoring.flower": (
+        "celery.bin.base:CLIContext.__init__",  # quiet
+        "flower.app:Flower.__init__",
+        "flower.app:Flower.start",
+        "flower.app:Flower.start_http_server",
+        "flower.app:Flower.stop",
+        # It reads the variables that we check, and takes Flower from its own module.
+        "flower.command:apply_env_options",
+        "flower.command:Flower",
+        # What asks for the password, and by which options.
+        "flower.views:BaseHandler.get_current_user",  # basic_auth
+        "flower.views.monitor:Metrics.get",
+        "flower.inspector:Inspector._on_update",
+    ),
+    "monitoring.sentry": (
+        # Its name in that module is set to the one that Sentry's integration has made.
+        "celery.app.trace:build_tracer",
+        "celery.worker.consumer.consumer:Consumer.update_strategies",
+        "celery.worker.request:Request._context",
+    ),
     "observability.correlation": (
         # They send the messages of a canvas while they run.
         "celery.canvas:_chain.apply_async",
@@ -297,6 +317,7 @@ PROMISED = {
     *("propagate", "sampler"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
+    "basic_auth",  # an option of Flower
 }
 
 

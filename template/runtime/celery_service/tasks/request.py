@@ -4,9 +4,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import celery.worker.request
-from celery.exceptions import Reject
+from celery.exceptions import Reject, WorkerLostError
 
 from celery_service.observability import context
+from celery_service.observability.signals import process_lost
 from celery_service.tasks.limits import limits
 
 _request: Any = celery.worker.request
@@ -52,6 +53,8 @@ class Request(_request.Request):  # type: ignore[misc]
         requeue: Any = getattr(exception, "requeue", None)
         if not isinstance(exception, Reject) or requeue:
             super().on_failure(exc_info, *args, **options)
+            if isinstance(exception, WorkerLostError):
+                process_lost.send(sender=self.task, request=self, exception=exception)
             return
         # A receiver of `task_failure` makes the dead letter, so the message is acknowledged:
         # RabbitMQ would make a second one. The receiver needs the context of the task, which Celery
