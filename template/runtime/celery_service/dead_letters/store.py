@@ -74,6 +74,7 @@ class DeadLetters:
         self._records = f"{prefix}:records"
         self._times = f"{prefix}:times"
         self._size = f"{prefix}:size"
+        self._totals = f"{prefix}:totals"
 
     @property
     def are_kept(self) -> bool:
@@ -127,8 +128,8 @@ class DeadLetters:
             text = dumps(_shortened(record, len(text)))
         too_old = time.time() - settings.max_age_days * DAY
         dropped = self._redis.eval(
-            *(ADD, 3, self._records, self._times, self._size),
-            *(record["id"], record["time"], text),
+            *(ADD, 4, self._records, self._times, self._size, self._totals),
+            *(record["id"], record["time"], text, record["reason"]),
             *(too_old, settings.max_count, settings.max_bytes),
         )
         if any(dropped):
@@ -147,6 +148,12 @@ class DeadLetters:
             for text in self._redis.hmget(self._records, ids[start : start + 100]):
                 if text is not None:
                     yield loads(text)
+
+    def count(self) -> tuple[int, dict[str, int]]:
+        """Return how many are kept, and how many were ever added for each reason."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            kept, added = pipe.zcard(self._times).hgetall(self._totals).execute()
+        return kept, {bytes_to_str(reason): int(number) for reason, number in added.items()}
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""
