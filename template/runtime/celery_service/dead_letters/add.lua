@@ -1,8 +1,8 @@
 -- Keep a record, and drop the oldest ones beyond the limits, in one step.
 -- KEYS: records by id, ids by time, the number of records and of their bytes, the number of records
 -- ever added by reason.
--- ARGV: id, time, record, reason; the time before which records are too old, the maximum number of records,
--- the maximum number of bytes.
+-- ARGV: id, time, record, reason; the time before which records are too old, the maximum number of
+-- records, the maximum number of bytes.
 -- Returns how many records were dropped because of their age, their number and their bytes.
 local records, times, size = KEYS[1], KEYS[2], KEYS[3]
 local id, time, record = ARGV[1], ARGV[2], ARGV[3]
