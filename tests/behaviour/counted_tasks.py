@@ -1,12 +1,13 @@
 """Tasks that the behaviour tests of metrics add to a rendered project: each ends in another way."""
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 
 from celery import current_app
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery_service.tasks.base import Task
 
 
@@ -18,9 +19,9 @@ def note(path: str, line: str) -> None:
 
 @current_app.task(name="counted.work")
 def work(path: str, key: int) -> int:
-    """Note that it ran, and kill the process the first time if the number can be divided by 100."""
+    """Note that it ran. For every 200th number, kill the process the first time."""
     marker = Path(f"{path}.{key}")
-    if key % 100 == 99 and not marker.exists():
+    if key % 200 == 99 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     note(path, f"ran {key}")
@@ -55,7 +56,9 @@ def reject() -> None:
 
 @current_app.task(name="counted.hang", time_limit=1)
 def hang() -> None:
-    """Exceed the time limit."""
+    """Exceed the time limit, after the soft one."""
+    with contextlib.suppress(SoftTimeLimitExceeded):
+        time.sleep(60)
     time.sleep(60)
 
 

@@ -19,9 +19,10 @@ if tonumber(counted) ~= redis.call("hlen", records) then
 end
 
 bytes = bytes - redis.call("hstrlen", records, id) + #record
-redis.call("hset", records, id, record)
+if redis.call("hset", records, id, record) == 1 then
+    redis.call("hincrby", KEYS[4], ARGV[4], 1)
+end
 redis.call("zadd", times, time, id)
-redis.call("hincrby", KEYS[4], ARGV[4], 1)
 
 local dropped = {0, 0, 0}
 repeat

@@ -10,7 +10,7 @@ import structlog
 Answer = TypeVar("Answer")
 
 #: A server is asked at most every so many seconds.
-INTERVAL = 5.0
+INTERVAL = 2.0
 #: Seconds that a scrape waits for all servers. Prometheus waits for 10 by default.
 WAIT = 1.5
 
