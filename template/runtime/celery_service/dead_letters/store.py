@@ -22,6 +22,9 @@ from celery_service.observability.signals import dead_letter_added
 
 DAY = 24 * 60 * 60
 
+#: What can happen to a task that becomes a dead letter: see docs/dev/dead-letters.md.
+REASONS = ("chord", "failure", "poison", "rejected", "time_limit", "undecodable", "unknown_task")
+
 #: So much of an error is kept, in characters, where the whole record is too large.
 SHORT = 1000
 
@@ -153,7 +156,8 @@ class DeadLetters:
         """Return how many are kept, and how many were ever added for each reason."""
         with self._redis.pipeline(transaction=False) as pipe:
             kept, added = pipe.zcard(self._times).hgetall(self._totals).execute()
-        return kept, {bytes_to_str(reason): int(number) for reason, number in added.items()}
+        counts = {bytes_to_str(reason): int(number) for reason, number in added.items()}
+        return kept, dict.fromkeys(REASONS, 0) | counts
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""
