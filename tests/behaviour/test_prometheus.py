@@ -38,10 +38,13 @@ def counts(found: Scrape, **labels: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(("broker_name", "number"), [("redis", 2000), ("rabbitmq", 300)])
 def test_counts_are_right_when_children_are_replaced_and_killed(
-    broker_name: str, number: int, service: Service
+    broker_name: str, number: int, project: InstalledProject, service_on: ServiceOn, tmp_path: Path
 ) -> None:
     arguments = ("--concurrency", "2", "--max-tasks-per-child", "50")
-    with service.worker("worker", *arguments, **FREE, CELERY_WORKER_LOST_WAIT="0.5") as worker:
+    with (
+        service_on(broker_name, project, tmp_path) as service,
+        service.worker("worker", *arguments, **FREE, CELERY_WORKER_LOST_WAIT="0.5") as worker,
+    ):
         url = address(worker)
         worker.wait_ready()
         first = worker.children()
@@ -94,21 +97,9 @@ def shared(
 
 
 @pytest.fixture
-def service(request: pytest.FixtureRequest) -> Service:
-    """The service of the test's worker, or one of its own."""
-    if "shared" in request.fixturenames:
-        found: Service = request.getfixturevalue("shared")[0]
-        return found
-    return request.getfixturevalue("own_service")  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def own_service(
-    broker_name: str, service_on: ServiceOn, project: InstalledProject, tmp_path: Path
-) -> Iterator[Service]:
-    """The project on empty servers."""
-    with service_on(broker_name, project, tmp_path) as service:
-        yield service
+def service(shared: tuple[Service, Worker]) -> Service:
+    """The service of the worker."""
+    return shared[0]
 
 
 @pytest.fixture

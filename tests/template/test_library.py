@@ -33,6 +33,10 @@ WITH_EXTRAS = {
     "celery_service.data.database": {"sqlalchemy"},
     "celery_service.data.schema": {"sqlalchemy"},
     "celery_service.data.types": {"sqlalchemy"},
+    **{
+        f"celery_service.monitoring.prometheus.{name}": {"prometheus"}
+        for name in ("beat", "broker", "requests", "server", "worker")
+    },
 }
 #: Declared although nothing imports it, and why.
 NOT_IMPORTED = {

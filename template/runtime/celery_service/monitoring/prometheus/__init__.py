@@ -1,8 +1,9 @@
 """Metrics of workers and of beat, which Prometheus collects from them: see docs/dev/metrics.md.
 
 A worker counts in its main process, which sees the start and the end of each task, whatever happens
-to the processes that run the tasks. So nothing is lost when these are replaced or killed. requests.py
-counts, broker.py looks at the queues, results.py at the dead letters, beat.py at the schedule,
+to the processes that run the tasks. So nothing is lost when these are replaced or killed.
+
+requests.py counts, broker.py looks at the queues and the dead letters, beat.py at the schedule, and
 server.py answers Prometheus.
 """
 

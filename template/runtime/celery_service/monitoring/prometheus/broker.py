@@ -1,4 +1,4 @@
-"""Metrics of the broker and of the dead letters. Each process that serves metrics has the same ones.
+"""Metrics of the broker and of the dead letters. They are the same in each process.
 
 The age of the oldest message in a queue: on Redis, the message that is taken next says when it was
 sent. RabbitMQ shows no message without delivering it. There, the age is an upper bound: what waits

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery.utils.imports import symbol_by_name
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -45,7 +45,7 @@ class Tasks:
         self._app = app
         self._hostname = hostname
         self._exceptions: set[str] = set()
-        #: Queue → when the newest message was sent, or was due, that came from it: see results.py.
+        #: Queue → when the newest message was sent, or was due, that came from it: see broker.py.
         self.newest: dict[str, float] = {}
 
         def counter(what: str, text: str, *more: str) -> Counter:
@@ -90,7 +90,7 @@ class Tasks:
 
     def _queue(self, exchange: Any, routing_key: Any) -> str:
         found = queue_of(self._app, {"exchange": exchange, "routing_key": routing_key})
-        return found if found in self._app.amqp.queues else OTHER
+        return found if found and found in self._app.amqp.queues else OTHER
 
     def exception(self, name: str) -> str:
         """Return the name of an exception class, or OTHER if there are too many."""
@@ -135,7 +135,7 @@ class Counting:
             setattr(cls, "on_success", _counting(on_success))  # noqa: B010
 
     def __init__(self: Any, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)  # type: ignore[misc]
+        super().__init__(*args, **options)
         where = self.delivery_info
         queue = self.metrics.queue(where["exchange"], where["routing_key"])
         self.series = self.metrics.series(self.task.name, queue)
@@ -157,23 +157,23 @@ class Counting:
         self._exception = _class_of(exc_info.exception)
         super().on_failure(exc_info, *args, **options)  # type: ignore[misc]
 
-    def send_event(self: Any, type: str, **fields: Any) -> None:
+    def send_event(self: Any, event: str, **fields: Any) -> None:
         """Count an event."""
-        if type == "task-rejected":
+        if event == "task-rejected":
             self.series.rejected()
-        elif type in ENDS:
-            self.count_end(type, fields)
-        super().send_event(type, **fields)  # type: ignore[misc]
+        elif event in ENDS:
+            self.count_end(event, fields)
+        super().send_event(event, **fields)  # type: ignore[misc]
 
-    def count_end(self: Any, type: str, fields: Any) -> None:
+    def count_end(self: Any, event: str, fields: Any) -> None:
         """Count an end, once: a task that exceeds its hard time limit fails twice."""
         if self._has_ended:
             return
         self._has_ended = True
-        if type == "task-failed":
+        if event == "task-failed":
             self.series.failed(self._exception or str(fields["exception"]).partition("(")[0])
         else:
-            getattr(self.series, ENDS[type])()
+            getattr(self.series, ENDS[event])()
         if fields.get("runtime") is not None:
             self.series.ran(fields["runtime"])
 

@@ -19,7 +19,7 @@ ThreadingWSGIServer.allow_reuse_port = False
 def new_registry() -> CollectorRegistry:
     """Return a registry with the metrics of this process: its memory, CPU time and open files."""
     # A time of creation for each series would double their number.
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry(support_collectors_without_names=True)
     ProcessCollector(registry=registry)
     return registry
