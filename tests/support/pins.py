@@ -142,6 +142,33 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
+    "monitoring.prometheus.beat": (
+        "celery.beat:Scheduler.apply_async",
+        "celery.beat:Scheduler.tick",
+        "celery.beat:Service.start",
+    ),
+    "monitoring.prometheus.broker": (
+        "kombu.transport.redis:Channel._q_for_pri",
+        "kombu.transport.redis:Channel.conn_or_acquire",
+        "kombu.transport.redis:Channel.from_transport_options",  # global_keyprefix, priority_steps
+    ),
+    "monitoring.prometheus.requests": (
+        "celery.worker.request:Request.__init__",
+        "celery.worker.request:Request._announce_revoked",
+        "celery.worker.request:Request._retry_worker_lost",
+        "celery.worker.request:Request.on_accepted",
+        "celery.worker.request:Request.on_failure",
+        "celery.worker.request:Request.on_retry",
+        "celery.worker.request:Request.on_timeout",
+        "celery.worker.request:Request.reject",
+        "celery.worker.request:Request.send_event",
+        "celery.worker.request:create_request_cls",
+        "celery.worker.strategy:default",  # task.Request
+    ),
+    "monitoring.prometheus.worker": (
+        "celery.app.amqp:Queues.consume_from",
+        "celery.worker.state:active_requests",
+    ),
     "tasks.base": (
         "billiard.common:terminate_handler_fired",
         "celery.app.base:Celery.send_task",  # Task.apply_async and beat call it
@@ -253,7 +280,7 @@ def missing() -> list[str]:
 
 #: What stands in the language or in libraries that promise it.
 PROMISED = {
-    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
+    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls", "allow_reuse_port"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
 }
