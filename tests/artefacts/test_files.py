@@ -79,8 +79,8 @@ def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequenc
         for files in ("compose.yaml", "compose.yaml:compose.override.yaml", "production.yaml"):
             # "*" is all profiles.
             for profiles in ("", "*"):
-                variables = {"COMPOSE_FILE": files, "COMPOSE_PROFILES": profiles}
-                assert run("docker", "compose", "config", "--quiet", cwd=folder, **variables) == ""
+                command = ("docker", "compose", "--profile", profiles, "config", "--quiet")
+                assert run(*command, cwd=folder, COMPOSE_FILE=files) == ""
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])

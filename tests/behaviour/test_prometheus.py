@@ -3,18 +3,21 @@
 import json
 import re
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
 from support.distribution import on_one_worker
 from support.metrics import Scrape, address, listeners, scrape
 from support.project import InstalledProject, Worker
-from support.servers import wait_until
-from support.service import Service, monitored_project, service_on_redis
+from support.servers import promtool, start_prometheus, wait_until
+from support.servers.prometheus import ask
+from support.service import Service, green_project, monitored_project, service_on_redis
 
 ServiceOn = Callable[[str, InstalledProject, Path], AbstractContextManager[Service]]
 #: Any free port: other tests run on this machine.
@@ -152,8 +155,8 @@ def test_each_end_of_a_task_is_counted(service: Service, url: str) -> None:
     assert found.values("celery_task_failed_total", "exception") == {"LookupError", "Reject", "TimeLimitExceeded"}
     assert found.values("celery_task_received_total", "queue_name") == {"default"}
     assert found.sum("celery_worker_up") == 1
-    assert found.sum("celery_active_worker_count", queue_name="default") == 1
-    assert found.values("celery_active_worker_count", "queue_name") == {"default"}
+    assert found.sum("celery_worker_queues", queue_name="default") == 1
+    assert found.values("celery_worker_queues", "queue_name") == {"default"}
     assert found.sum("celery_worker_tasks_active") == 0
     # RabbitMQ 3.10 moves expired messages to `dead_letter` itself.
     if service.broker is service.redis:
@@ -287,24 +290,26 @@ def test_lost_leases_are_counted(project: InstalledProject, tmp_path: Path) -> N
         when_it_says(address(worker), "celery_leases_lost_total", 1)
 
 
-def test_beat_tells_its_lag(project: InstalledProject, tmp_path: Path) -> None:
-    changed = project.copy(tmp_path / "project")
+@contextmanager
+def often(project: InstalledProject, folder: Path) -> Iterator[tuple[Service, Worker]]:
+    """A beat that sends a task each second, and its service."""
+    changed = project.copy(folder / "project")
     (changed.folder / "celeryconfig.py").write_text(
         'beat_schedule = {"often": {"task": "counted.fail", "schedule": 1.0, "args": ["no"]}}\n'
     )
-    with (
-        service_on_redis(changed, tmp_path / "service") as service,
-        Worker(
-            changed,
-            env=service.variables | FREE,
-            log=tmp_path / "beat.log",
-            command="beat",
-            arguments=["--schedule", str(tmp_path / "schedule")],
-        ) as beat,
-    ):
-        beat.wait_for("Sending due task often")
+    arguments = ["--schedule", str(folder / "schedule")]
+    with service_on_redis(changed, folder / "service") as service:
+        env = service.variables | FREE
+        with Worker(changed, env=env, log=folder / "beat.log", command="beat", arguments=arguments) as beat:
+            beat.wait_for("Sending due task often")
+            yield service, beat
+
+
+def test_beat_tells_its_lag(project: InstalledProject, tmp_path: Path) -> None:
+    with often(project, tmp_path) as (service, beat):
         url = address(beat)
         found = scrape(url)
+        promtool("check", "metrics", given=found.text)
         assert 0 <= found["celery_beat_lag_seconds"] < 10
         assert found["celery_broker_up"] == 1
         assert found.sum("celery_queue_length", queue_name="default") >= 1
@@ -314,6 +319,46 @@ def test_beat_tells_its_lag(project: InstalledProject, tmp_path: Path) -> None:
             wait_until(lambda: scrape(url)["celery_beat_lag_seconds"] > 3, 60, "beat to be late")
         finally:
             service.broker.resume()
+
+
+def test_each_query_of_the_dashboard_and_of_the_alerts_returns_data(project: InstalledProject, tmp_path: Path) -> None:
+    monitoring = project.folder / "deploy" / "monitoring"
+    with often(project, tmp_path) as (service, beat), service.worker("worker", **FREE) as worker:
+        targets = [urllib.parse.urlsplit(address(each)).netloc for each in (worker, beat)]
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(monitoring / "alerts.yml")],
+            "scrape_configs": [{"job_name": "it", "static_configs": [{"targets": targets}]}],
+        }
+        with start_prometheus(tmp_path / "prometheus", config) as prometheus:
+            service.send("counted.again.delay()")
+            service.send("counted.work.delay(notes, 1)")
+            when_it_says(address(worker), "celery_task_succeeded_total", 1, name="counted.again")
+            promtool("check", "metrics", given=scrape(address(worker)).text)
+
+            def query(text: str) -> list[dict[str, object]]:
+                answer = ask(prometheus.url, f"/api/v1/query?query={urllib.parse.quote(text)}")
+                found: list[dict[str, object]] = json.loads(answer)["data"]["result"]
+                return found
+
+            dashboard = json.loads((monitoring / "grafana-dashboard.json").read_text())
+            rules = yaml.safe_load((monitoring / "alerts.yml").read_text())["groups"][0]["rules"]
+            queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+            metrics = {name for rule in rules for name in re.findall(r"celery_\w+", rule["expr"])}
+            assert len(queries) > 15
+            assert len(metrics) > 8
+            for text in [*queries, *metrics]:
+                filled = text.replace("$__rate_interval", "10s").replace("$__range", "1m")
+                wait_until(lambda filled=filled: query(filled), 30, f"data for {filled}")
+            for rule in rules:
+                query(rule["expr"])
+
+            def evaluated() -> list[str]:
+                groups = json.loads(ask(prometheus.url, "/api/v1/rules"))["data"]["groups"]
+                return [rule["health"] for group in groups for rule in group["rules"] if rule["health"] != "unknown"]
+
+            wait_until(lambda: len(evaluated()) == len(rules), 30, "all rules to be evaluated")
+            assert set(evaluated()) == {"ok"}
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads"])
@@ -330,3 +375,20 @@ def test_other_pools_count_the_same(pool: str, project: InstalledProject, tmp_pa
         assert counts(found, name="counted.work") == {"received": 50, "started": 50, "succeeded": 50}
         assert counts(found, name="counted.fail") == {"received": 1, "started": 1, "failed": 1}
         assert found.sum("celery_task_wait_seconds_count", name="counted.work") == 50
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_green_pools_count_the_same(pool: str, tmp_path: Path) -> None:
+    with (
+        service_on_redis(green_project("prometheus"), tmp_path) as service,
+        service.worker("worker", f"--pool={pool}", "--concurrency=20", **FREE) as worker,
+    ):
+        service.python("for key in range(50): green.work.delay(notes, str(key))")
+        service.send("green.fail.delay('no')")
+        when_it_says(address(worker), "celery_task_failed_total", 1, name="green.fail")
+        found = when_it_says(address(worker), "celery_task_succeeded_total", 50, name="green.work")
+        assert counts(found, name="green.work") == {"received": 50, "started": 50, "succeeded": 50}
+        assert counts(found, name="green.fail") == {"received": 1, "started": 1, "failed": 1}
+        assert found["celery_broker_up"] == 1
+        assert found["celery_dead_letters"] == 1
+        assert found["celery_leases_held"] == 0

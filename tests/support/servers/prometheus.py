@@ -23,7 +23,7 @@ def promtool(*arguments: str, given: str = "") -> None:
 
 
 def start_prometheus(folder: Path, config: Mapping[str, Any]) -> Server:
-    """Give a Prometheus to start, with this configuration."""
+    """Start Prometheus with this configuration, and wait until it answers: 1 s."""
     program = require("prometheus", shutil.which("prometheus"))
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def start_prometheus(folder: Path, config: Mapping[str, Any]) -> Server:
         except (urllib.error.URLError, ConnectionError):
             return False
 
-    return Server(
+    server = Server(
         name="Prometheus",
         url=url,
         answers=answers,
@@ -49,6 +49,8 @@ def start_prometheus(folder: Path, config: Mapping[str, Any]) -> Server:
         log=folder / "prometheus.log",
         start_seconds=60,
     )
+    server.start()
+    return server
 
 
 def ask(url: str, path: str) -> str:

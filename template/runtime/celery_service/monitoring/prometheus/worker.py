@@ -89,8 +89,8 @@ class Worker(Collector):
         active.add_metric([hostname], len(state.active_requests))
         yield active
         queues = GaugeMetricFamily(
-            "celery_active_worker_count",
-            "Workers that consume a queue: 1 for each queue of this worker.",
+            "celery_worker_queues",
+            "1 for each queue that the worker consumes.",
             labels=["hostname", "queue_name"],
         )
         for queue in self._worker.app.amqp.queues.consume_from if consumer else ():
