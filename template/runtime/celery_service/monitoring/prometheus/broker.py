@@ -8,6 +8,7 @@ was last seen empty. Workers share these times in the Redis of the results.
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,33 +63,28 @@ class Servers(Collector):
     # --- the broker ---
 
     def _ask_broker(self) -> dict[str, Queue]:
-        try:
-            if self._connection is None:
-                self._connection = self._app.connection_for_read()
-                self._connection.ensure_connection(max_retries=1, timeout=WAIT)
-            names = list(self._app.amqp.queues)
-            if self._connection.transport.driver_type == "redis":
-                return _look(self._connection.default_channel, names)
-            return self._estimate(self._lengths(names))
-        except Exception:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.release()
-            raise
+        if self._connection is not None:
+            # The broker may have closed it since the last scrape.
+            with suppress(Exception):
+                return self._ask_on(self._connection)
+            with suppress(Exception):
+                self._connection.release()
+            self._connection = None
+        # Nobody would answer heartbeats between two scrapes.
+        with ExitStack() as stack:
+            connection = self._app.connection_for_read(heartbeat=0)
+            stack.callback(connection.release)
+            connection.ensure_connection(max_retries=1, timeout=WAIT)
+            answer = self._ask_on(connection)
+            stack.pop_all()
+            self._connection = connection
+        return answer
 
-    def _lengths(self, names: list[str]) -> dict[str, int]:
-        """Return the lengths of the queues that exist."""
-        found: dict[str, int] = {}
-        channel: Any = None
-        for name in names:
-            channel = channel or self._connection.channel()
-            try:
-                found[name] = channel.queue_declare(name, passive=True).message_count
-            except self._connection.channel_errors:
-                channel = None  # RabbitMQ closes it
-        if channel:
-            channel.close()
-        return found
+    def _ask_on(self, connection: Any) -> dict[str, Queue]:
+        names = list(self._app.amqp.queues)
+        if connection.transport.driver_type == "redis":
+            return _look(connection.default_channel, names)
+        return self._estimate(_lengths(connection, names))
 
     def _estimate(self, lengths: dict[str, int]) -> dict[str, Queue]:
         now = time.time()
@@ -123,6 +119,21 @@ class Servers(Collector):
         known = self._redis.eval(NEWEST, 1, self._key, *told)
         pairs = zip(known[::2], known[1::2], strict=True)
         self._remember({name.decode(): float(when) for name, when in pairs})
+
+
+def _lengths(connection: Any, names: list[str]) -> dict[str, int]:
+    """Return the lengths of the queues that exist."""
+    found: dict[str, int] = {}
+    channel: Any = None
+    for name in names:
+        channel = channel or connection.channel()
+        try:
+            found[name] = channel.queue_declare(name, passive=True).message_count
+        except connection.channel_errors:
+            channel = None  # RabbitMQ closes it
+    if channel:
+        channel.close()
+    return found
 
 
 def _look(channel: Any, names: list[str]) -> dict[str, Queue]:

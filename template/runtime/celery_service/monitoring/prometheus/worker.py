@@ -93,7 +93,7 @@ class Worker(Collector):
             "1 for each queue that the worker consumes.",
             labels=["hostname", "queue_name"],
         )
-        for queue in self._worker.app.amqp.queues.consume_from if consumer else ():
+        for queue in tuple(self._worker.app.amqp.queues.consume_from) if consumer else ():
             queues.add_metric([hostname, queue], 1)
         yield queues
         if self._leases:
