@@ -56,7 +56,7 @@ def test_counts_are_right_when_children_are_replaced_and_killed(
         def has_counted() -> bool:
             return scrape(url).sum("celery_task_succeeded_total", name="counted.work") >= number
 
-        wait_until(has_counted, 120, f"{number} tasks")
+        wait_until(has_counted, 300, f"{number} tasks")
         found = scrape(url)
         killed = len(range(99, number, 200))
         assert sorted(service.lines()) == sorted(f"ran {key}" for key in range(number))
