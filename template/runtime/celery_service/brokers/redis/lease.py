@@ -78,6 +78,11 @@ class Leases:
         self._unsaid: list[tuple[object, ...]] = []
         self._tended = 0.0
 
+    @property
+    def held(self) -> int:
+        """The number of messages that this process holds."""
+        return len(self._held)
+
     def new_tag(self, channel: Any) -> str:
         """Return the delivery tag of the next message, and renew its lease from now on."""
         self._channel = channel
