@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: The parts, in the order in which they are installed: each is a module with `install(app)`.
 PARTS = (
     "observability.logging",
+    "observability.report",
     "brokers.queues",
     "brokers.clients",
     "tasks",
@@ -23,6 +24,7 @@ PARTS = (
     "lifecycle.green",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
+    "lifecycle.beat",
     "lifecycle.schedule",
 )
 
