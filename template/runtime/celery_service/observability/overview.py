@@ -45,8 +45,9 @@ def overview(app: Celery, wait: float = WAIT) -> Overview:
         name: int(answer["active"]) if is_report(answer) else 0 for name, answer in answers.items()
     }
     # With the pool `solo`, a worker doesn't answer while it runs the task that asks.
-    if current_task and not current_task.request.called_directly:
-        active.setdefault(current_task.request.hostname, 1)
+    task: Any = current_task
+    if task and not task.request.called_directly:
+        active.setdefault(task.request.hostname, 1)
     letters = DeadLetters(app)
     return {
         "workers": len(active),

@@ -58,7 +58,7 @@ def install(app: Celery) -> None:
 
 def _register(app: Celery, release: Release) -> None:
     # Imported here: publishers don't need them.
-    from celery.worker.control import Panel
+    from celery.worker import control
     from celery.worker.state import active_requests
 
     from celery_service.brokers.redis.lease import leases
@@ -78,7 +78,8 @@ def _register(app: Celery, release: Release) -> None:
             "leases_lost": leases.lost,
         }
 
-    Panel.register(type="inspect", name=COMMAND)(report)
+    panel: Any = control.Panel
+    panel.register(type="inspect", name=COMMAND)(report)
 
 
 def release_of(app: Celery) -> Release:

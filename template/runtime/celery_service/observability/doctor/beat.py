@@ -67,9 +67,7 @@ def _on_this_machine(app: Celery, count: int) -> Iterator[Finding]:
     if names:
         yield Finding("ok", "beat", f"{names[0]} runs on this machine, {count} entries")
     else:
-        text = (
-            "without a Redis for results, only a beat that runs by itself on this machine is seen"
-        )
+        text = "without a Redis for results, `worker --beat` isn't seen, nor are other machines"
         yield Finding("unseen", "beat", text)
 
 

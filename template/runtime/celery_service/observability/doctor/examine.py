@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -40,8 +40,9 @@ CHECKS: Mapping[str, Check] = {
 }
 #: The topics that find out whether a server answers. Others can't see what is on it.
 SERVERS = ("broker", "results")
+UNSEEN = "can't be seen: "
 #: Seconds after which no more is waited for.
-LIMIT = 9.0
+LIMIT = 8.0
 
 
 def examine(app: Celery) -> list[Finding]:
@@ -55,7 +56,17 @@ def examine(app: Celery) -> list[Finding]:
         topic.thread.start()
     for topic in topics:
         topic.thread.join(max(0.0, deadline - time.monotonic()))
-    return [finding for topic in topics for finding in topic.outcome()]
+    found = [finding for topic in topics for finding in topic.outcome()]
+    return list(_without_repetitions(found))
+
+
+def _without_repetitions(found: list[Finding]) -> Iterator[Finding]:
+    """Yield findings, with the error of a server that is away only once."""
+    told = [each.text for each in found if each.level == "broken" and each.check in SERVERS]
+    for each in found:
+        reason = each.text.removeprefix(UNSEEN)
+        same = each.level == "unseen" and any(text.endswith(reason) for text in told)
+        yield each._replace(text="can't be seen, for the same reason") if same else each
 
 
 class _Topic:
@@ -87,4 +98,4 @@ class _Topic:
         if self._name in SERVERS:
             fix = "Start the server, or correct its address: docs/dev/celery.md."
             return Finding("broken", self._name, f"can't be reached: {error}", fix)
-        return Finding("unseen", self._name, f"can't be seen: {error}")
+        return Finding("unseen", self._name, f"{UNSEEN}{error}")

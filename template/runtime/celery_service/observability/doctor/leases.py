@@ -18,19 +18,18 @@ def check(app: Celery) -> Iterator[Finding]:
     if not uses_redis(app):
         return
     with redis_of_broker(app) as found:
-        held = found.client.zcard(found.index)
+        held = found.client.zcard(found.unacked)
         seconds, microseconds = found.client.time()
         now = seconds + microseconds / 1_000_000
-        old = found.client.zrange(found.index, 0, MOST - 1, withscores=True)
+        old = found.client.zrange(found.unacked, 0, MOST - 1, withscores=True)
     own = float(app.conf.broker_transport_options.get("visibility_timeout", LEASE))
     late = [(tag.decode(), now - at) for tag, at in old]
     overdue = [(tag, age) for tag, age in late if age > _lease_of(tag, own)]
     if not overdue:
         yield Finding("ok", "leases", f"{held} held, none overdue")
         return
-    holders = [
-        name for name, _ in Counter(lease.holder_of(tag) for tag, _ in overdue).most_common()
-    ]
+    counts = Counter(lease.holder_of(tag) for tag, _ in overdue)
+    holders = [name for name, _ in counts.most_common()]
     longest = span(max(age for _, age in overdue))
     yield Finding(
         *("warning", "leases"),

@@ -24,8 +24,10 @@ OF_OTHERS = re.compile(
     r"|FORCE_COLOR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|DEBIAN_FRONTEND|CI|MALLOC_\w+|LD_\w+"
 )
 #: Files outside the package that may read a variable.
-READERS = ("Makefile", "local.mk", "compose*.y*ml", "Dockerfile*", "*.py", "deploy/**/*", ".env.*")
-READERS += ("migrations/*.py", "scripts/**/*")
+READERS = (
+    *("Makefile", "local.mk", "compose*.y*ml", "Dockerfile*", "*.py", ".env.*"),
+    *("deploy/**/*", "migrations/*.py", "scripts/**/*"),
+)
 #: Larger files aren't read.
 LARGEST = 500_000
 

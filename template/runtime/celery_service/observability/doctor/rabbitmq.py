@@ -52,8 +52,10 @@ def check_queues(app: Celery) -> Iterator[Finding]:
             else:
                 right += 1
         if right and not wrong:
-            types = {str((each.queue_arguments or {}).get("x-queue-type", "classic"))
-                     for each in app.amqp.queues.values()}  # fmt: skip
+            types = {
+                str((each.queue_arguments or {}).get("x-queue-type", "classic"))
+                for each in app.amqp.queues.values()
+            }
             yield Finding("ok", "queue types", f"{right} {'/'.join(sorted(types))} queues, as here")
         if missing:
             text = f"not declared yet: {', '.join(missing)}; a worker declares them"
@@ -128,6 +130,6 @@ def check_timeout(app: Celery) -> Iterator[Finding]:
         *("warning", "time limits"),
         f"{name or 'CELERY_TASK_TIME_LIMIT'} has {limit}, which isn't below RabbitMQ's {shown}: "
         "RabbitMQ delivers the message of such a task again while it runs",
-        "Raise consumer_timeout in rabbitmq.conf (milliseconds), and set DOCTOR_CONSUMER_TIMEOUT to "
-        "the same number of seconds. Or split the task.",
+        "Raise consumer_timeout in rabbitmq.conf (milliseconds), and tell it to this command: "
+        "DOCTOR_CONSUMER_TIMEOUT, in seconds. Or split the task.",
     )

@@ -27,7 +27,7 @@ class Redis(NamedTuple):
     client: Any
     #: What the keys of messages begin with, and the key of the times of unacknowledged ones.
     prefix: str = ""
-    index: str = ""
+    unacked: str = ""
 
 
 def uses_redis(app: Celery) -> bool:

@@ -72,7 +72,7 @@ def _workers(answers: Answers) -> Iterator[Finding]:
     reports = answers.reports
     active = sum(each["active"] for each in reports.values())
     slots = sum(each["concurrency"] for each in reports.values())
-    text = f"{len(answers.workers)} answer, {active} of {slots} processes are busy"
+    text = f"{len(answers.workers)} answering, {active} of {slots} processes busy"
     yield Finding("ok", "workers", text)
     if lost := {name: each["leases_lost"] for name, each in reports.items() if each["leases_lost"]}:
         yield Finding(
@@ -110,7 +110,7 @@ def _releases(app: Celery, answers: Answers) -> Iterator[Finding]:
             "Restart them if the release here is the newer one.",
         )
     elif by_release:
-        parts = [f"{name} {here[name]}" for name in ("celery", "library", "service", "code")]  # type: ignore[literal-required]
+        parts = [f"{name} {here[name]}" for name in ("celery", "library", "service", "code")]
         yield Finding("ok", check, ", ".join(part for part in parts if not part.endswith(" ")))
 
 
