@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import worker_init
 
 #: The name of the remote command: `celery -A … inspect report_of_service`.
 COMMAND = "report_of_service"
@@ -49,11 +49,11 @@ class Report(TypedDict):
 def install(app: Celery) -> None:
     """Have each worker of `app` answer the command."""
 
-    def register(instance: Any, **kwargs: object) -> None:
-        if instance.app is app:
+    def register(sender: Any, **kwargs: object) -> None:
+        if sender.app is app:
             _register(app, release_of(app))
 
-    celeryd_init.connect(register, weak=False)
+    worker_init.connect(register, weak=False)
 
 
 def _register(app: Celery, release: Release) -> None:

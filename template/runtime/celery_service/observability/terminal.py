@@ -1,5 +1,6 @@
 """What commands print for people: tables that fit the terminal, and progress on long work."""
 
+import math
 import shutil
 import sys
 import textwrap
@@ -85,10 +86,23 @@ def table(
         yield GAP.join(cells).rstrip()
 
 
+def span(seconds: float) -> str:
+    """Return a span of time for people, such as `5 s`, `12 min`, `3 h` or `2 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{math.floor(seconds / size)} {unit}"
+    return f"{seconds:.0f} s"
+
+
 @contextmanager
-def progress(items: Iterable[T], label: str, length: int) -> Iterator[Iterable[T]]:
-    """Show a progress bar while a block goes through items, if a person watches standard error."""
-    if not sys.stderr.isatty():
+def progress(
+    items: Iterable[T], label: str, length: int, *, least: int = 1
+) -> Iterator[Iterable[T]]:
+    """Show a progress bar while a block goes through items, if a person watches standard error.
+
+    Fewer than `least` items don't take long enough for one.
+    """
+    if length < least or not sys.stderr.isatty():
         yield items
         return
     with click.progressbar(items, length=length, label=label, file=sys.stderr) as bar:

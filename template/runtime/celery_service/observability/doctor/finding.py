@@ -1,10 +1,13 @@
 """What a check finds: a line of the table."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from celery import Celery
+
+from celery_service.observability.terminal import span
+
+__all__ = ["STATUS", "Check", "Finding", "Level", "some", "span"]
 
 Level = Literal["ok", "unseen", "warning", "broken"]
 
@@ -23,14 +26,6 @@ class Finding(NamedTuple):
 
 #: A topic: it yields a finding for each thing that it looks at.
 Check = Callable[[Celery], Iterator[Finding]]
-
-
-def span(seconds: float) -> str:
-    """Return a span of time for people, such as `5 s`, `12 min`, `3 h` or `2 d`."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{math.floor(seconds / size)} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def some(names: list[str], most: int = 3) -> str:

@@ -101,7 +101,8 @@ def _difference(name: str, error: str) -> Finding:
 def _plain(value: str) -> str:
     if "none" in value:
         return "not set"
-    return re.sub(r"^the value '(.*)' of type '.*'$", r"\1", value.strip().strip("'\""))
+    found = re.search(r"the value '(.*?)' of type", value)
+    return found[1] if found else value.strip(" '\"")
 
 
 def check_timeout(app: Celery) -> Iterator[Finding]:
