@@ -11,6 +11,7 @@ from celery import Celery
 if TYPE_CHECKING:
     from celery_service.observability.doctor.finding import Finding
 
+FIELDS = ("level", "check", "text", "fix")
 MARKS = {"ok": "ok", "unseen": "?", "warning": "WARNING", "broken": "BROKEN"}
 COLOURS = {"ok": "green", "unseen": "cyan", "warning": "yellow", "broken": "red"}
 
@@ -35,8 +36,11 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         result = {
             "status": status,
-            "findings": [each._asdict() for each in found],
-            "settings": {name: each._asdict() for name, each in settings(app).items()},
+            "findings": [dict(zip(FIELDS, each, strict=True)) for each in found],
+            "settings": {
+                name: {"value": each.value, "source": each.source}
+                for name, each in settings(app).items()
+            },
         }
         click.echo(json.dumps(result, default=repr, indent=2))
     else:

@@ -66,7 +66,8 @@ def _without_repetitions(found: list[Finding]) -> Iterator[Finding]:
     for each in found:
         reason = each.text.removeprefix(UNSEEN)
         same = each.level == "unseen" and any(text.endswith(reason) for text in told)
-        yield each._replace(text="can't be seen, for the same reason") if same else each
+        text = "can't be seen, for the same reason" if same else each.text
+        yield Finding(each.level, each.check, text, each.fix)
 
 
 class _Topic:
@@ -91,7 +92,8 @@ class _Topic:
         if self.thread.is_alive():
             found.append(self._unreachable(f"no answer within {LIMIT:g} s"))
         return [
-            each._replace(text=without_passwords(" ".join(each.text.split()))) for each in found
+            Finding(level, check, without_passwords(" ".join(text.split())), fix)
+            for level, check, text, fix in found
         ]
 
     def _unreachable(self, error: str) -> Finding:
