@@ -18,7 +18,7 @@ from support.distribution import on_one_worker
 from support.project import InstalledProject, Worker
 from support.publisher import run_command
 from support.servers import Server, free_port, replica_of, start_redis, wait_until
-from support.service import Service, full_project, service_on_redis
+from support.service import Service, full_project, service_on_redis, service_on_sentinel
 
 #: Where the servers of a test are away, everything together takes at most so many seconds. A busy machine adds some.
 LIMIT = 10 + 15
@@ -114,6 +114,17 @@ def test_a_sound_service_gets_no_warning(sound: Service) -> None:
     assert found.settings["broker_url"]["source"] == "CELERY_BROKER_URL"
     assert found.settings["task_time_limit"] == {"value": 600.0, "source": "default of celery-service"}
     assert found.settings["worker_pool"]["source"] == "default of Celery"
+
+
+def test_the_health_check_counts_what_is_there(sound: Service) -> None:
+    task = sound.python(f"celery.send_task('{sound.project.slug}.tasks.monitoring.monitor_task_health').id")
+    queues = {"high_priority": 0, "default": 0, "low_priority": 0, "dead_letter": 0}
+    numbers = {"workers": 1, "active_tasks": 1, "queues": queues, "dead_letters": 0}
+    assert sound.result(task) == {"state": "SUCCESS", "result": numbers}
+    log = (sound.folder / "worker.log").read_text()
+    [line] = [line for line in log.splitlines() if "celery_health_check" in line and task in line and "event" in line]
+    logged = json.loads(line)
+    assert {name: logged[name] for name in numbers} == numbers
 
 
 @ON_REDIS
@@ -249,6 +260,21 @@ def test_leases_of_a_worker_that_has_died(project: InstalledProject, tmp_path: P
     assert leases.startswith("warning: leases: 1 of 1 messages held by doomed@")
     assert "are overdue" in leases
     assert "Start a worker" in leases
+
+
+def test_a_sentinel(project: InstalledProject, tmp_path: Path) -> None:
+    with service_on_sentinel(project, tmp_path) as (service, _):
+        found = Doctor(service)
+    for check in ("broker", "results", "broker role", "leases", "dead letters"):
+        assert found.levels(check) == {"ok"}, found.output
+
+
+def test_a_user_of_redis_that_may_not_ask(project: InstalledProject, tmp_path: Path) -> None:
+    with service_on_redis(project, tmp_path) as service, redis.Redis.from_url(service.redis.url) as client:
+        client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-info", "-config")
+        found = Doctor(service, CELERY_BROKER_URL=service.redis.url.replace("redis://", "redis://limited:pw@"))
+    assert found.levels("broker") == found.levels("leases") == {"ok"}, found.output
+    assert found.levels("broker memory") == {"unseen"}
 
 
 def test_a_replica(project: InstalledProject, tmp_path: Path) -> None:

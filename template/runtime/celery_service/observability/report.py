@@ -74,7 +74,7 @@ def _register(app: Celery, release: Release) -> None:
             "queues": sorted(each.name for each in tasks.queues) if tasks else [],
             "active": len(active_requests),
             "concurrency": int(getattr(consumer.pool, "num_processes", None) or 1),
-            "leases_held": len(leases),
+            "leases_held": leases.held,
             "leases_lost": leases.lost,
         }
 

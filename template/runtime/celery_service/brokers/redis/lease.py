@@ -80,8 +80,9 @@ class Leases:
         self._unsaid: list[tuple[object, ...]] = []
         self._tended = 0.0
 
-    def __len__(self) -> int:
-        """Return the number of messages that this process holds."""
+    @property
+    def held(self) -> int:
+        """The number of messages that this process holds."""
         return len(self._held)
 
     def new_tag(self, channel: Any) -> str:

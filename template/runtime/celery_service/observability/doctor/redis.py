@@ -58,7 +58,7 @@ def _memory(redis: Redis, about: dict[str, Any], what: str) -> Iterator[Finding]
         yield Finding(
             *("warning", check),
             f"maxmemory-policy is {policy}: when its memory is full, Redis deletes {what}",
-            "Set `maxmemory-policy noeviction` in redis.conf, or use another Redis as the cache.",
+            "Set `maxmemory-policy noeviction`, or use another Redis for cached data.",
         )
     if not limit:
         yield Finding("ok", check, f"{used}, no maxmemory")
