@@ -20,6 +20,14 @@ def test_a_narrow_terminal_keeps_some_of_each_column() -> None:
     assert line == f"{'i' * 36}  {'e' * 9}…"
 
 
+def test_text_is_wrapped() -> None:
+    text = f"→ {'word ' * 9}{'x' * 40}"
+    lines = terminal.wrapped(text, 30, hang="  ")
+    assert max(map(len, lines)) <= 30
+    assert {line[:2] for line in lines} == {"→ ", "  "}
+    assert "".join(text.split()) == "".join("".join(lines).split())
+
+
 def test_wide_characters_take_two_columns() -> None:
     assert terminal.cut("日本語", 5) == "日本…"
     assert terminal.columns("日本…") == 5

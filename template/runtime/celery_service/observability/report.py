@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from celery import Celery
 from celery.signals import worker_init
 
-#: The name of the remote command: `celery -A … inspect report_of_service`.
+#: The name of the remote command.
 COMMAND = "report_of_service"
 #: Seconds without an answer after which no more workers are expected to answer.
 WAIT = 1.5

@@ -58,9 +58,13 @@ def padded(text: str, to: int) -> str:
     return text + " " * (to - columns(text))
 
 
-def wrapped(text: str, most: int) -> list[str]:
-    """Return text as lines of so many columns at most, broken at blanks where there are some."""
-    return textwrap.wrap(text, max(most, 20), break_on_hyphens=False) or [""]
+def wrapped(text: str, most: int, *, hang: str = "") -> list[str]:
+    """Return text as lines of so many columns at most, broken at blanks where there are some.
+
+    Lines after the first begin with `hang`.
+    """
+    lines = textwrap.wrap(text, max(most, 20), subsequent_indent=hang, break_on_hyphens=False)
+    return lines or [""]
 
 
 def table(

@@ -57,8 +57,7 @@ def _print(found: "list[Finding]") -> None:
     for each in found:
         lines = terminal.wrapped(terminal.printable(each.text), terminal.width() - indent)
         if each.fix:
-            fix = terminal.wrapped(f"→ {each.fix}", terminal.width() - indent)
-            lines += [fix[0], *(f"  {line}" for line in fix[1:])]
+            lines += terminal.wrapped(f"→ {each.fix}", terminal.width() - indent, hang="  ")
         # Without a terminal, click removes the colours.
         mark = click.style(MARKS[each.level].ljust(marks), fg=COLOURS[each.level])
         first, *others = lines
@@ -67,5 +66,7 @@ def _print(found: "list[Finding]") -> None:
             click.echo(" " * indent + line)
     counts = {level: sum(each.level == level for each in found) for level in MARKS}
     words = {"broken": "broken", "warning": "warnings", "unseen": "can't be seen", "ok": "ok"}
+    if counts["warning"] == 1:
+        words["warning"] = "warning"
     click.echo(", ".join(f"{counts[level]} {word}" for level, word in words.items()))
     sys.stdout.flush()
