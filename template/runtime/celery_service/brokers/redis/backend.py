@@ -6,6 +6,7 @@ connection while it waits for a result. Here only workers retry, and a client th
 result reconnects.
 """
 
+import functools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -136,8 +137,28 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         except (RedisError, OperationalError) as error:
             if passes(error):
                 raise
-            told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(error)}
-            logger.error("result_not_stored", **told)
+            told = {"state": state, "server": self.as_uri(), "error": str(error)}
+            logger.error("result_not_stored", task_id=task_id, **told)
+        return result
+
+    def _ensure_retryable(self, func: Any, *args: Any, **options: Any) -> Any:
+        """Log once that a worker waits, instead of each attempt: observability/doubles.py."""
+        waits = False
+
+        @functools.wraps(func)
+        def ask(*args: Any, **options: Any) -> Any:
+            nonlocal waits
+            try:
+                return func(*args, **options)
+            except Exception as error:
+                if not waits and self.always_retry and self.exception_safe_to_retry(error):
+                    waits = True
+                    logger.warning("result_backend_away", server=self.as_uri(), error=str(error))
+                raise
+
+        result = super()._ensure_retryable(ask, *args, **options)
+        if waits:
+            logger.info("result_backend_back", server=self.as_uri())
         return result
 
     def patiently(self, ask: Callable[[], Any]) -> Any:
