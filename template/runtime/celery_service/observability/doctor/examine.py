@@ -19,7 +19,7 @@ from celery_service.observability.doctor import (
     workers,
 )
 from celery_service.observability.doctor.finding import Check, Finding
-from celery_service.observability.doctor.redact import without_passwords
+from celery_service.observability.redaction import redact_text
 
 #: The topics in the order of the table.
 CHECKS: Mapping[str, Check] = {
@@ -92,7 +92,7 @@ class _Topic:
         if self.thread.is_alive():
             found.append(self._unreachable(f"no answer within {LIMIT:g} s"))
         return [
-            Finding(level, check, without_passwords(" ".join(text.split())), fix)
+            Finding(level, check, redact_text(" ".join(text.split())), fix)
             for level, check, text, fix in found
         ]
 

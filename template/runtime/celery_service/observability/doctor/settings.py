@@ -11,7 +11,7 @@ from celery_service.config.celeryconfig import read_celeryconfig
 from celery_service.config.environment import read_settings, variable_of
 from celery_service.config.merge import configuration, root_of
 from celery_service.observability.doctor.finding import Finding
-from celery_service.observability.doctor.redact import redacted
+from celery_service.observability.redaction import redact
 
 #: So much of a value is shown in the table.
 LONGEST = 200
@@ -50,7 +50,7 @@ def settings(app: Celery) -> dict[str, Setting]:
             source = OURS if value == merged[name] else "code"
         else:
             source = CELERY if value == option.default else "code"
-        found[name] = Setting(redacted(value, name), source)
+        found[name] = Setting(redact({name: value})[name], source)
     return found
 
 
