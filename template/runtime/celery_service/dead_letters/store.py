@@ -22,6 +22,9 @@ from celery_service.observability.signals import dead_letter_added
 
 DAY = 24 * 60 * 60
 
+#: What can happen to a task that becomes a dead letter: see docs/dev/dead-letters.md.
+REASONS = ("chord", "failure", "poison", "rejected", "time_limit", "undecodable", "unknown_task")
+
 #: So much of an error is kept, in characters, where the whole record is too large.
 SHORT = 1000
 
@@ -74,6 +77,7 @@ class DeadLetters:
         self._records = f"{prefix}:records"
         self._times = f"{prefix}:times"
         self._size = f"{prefix}:size"
+        self._totals = f"{prefix}:totals"
 
     @property
     def are_kept(self) -> bool:
@@ -137,8 +141,8 @@ class DeadLetters:
             text = dumps(_shortened(record, len(text)))
         too_old = time.time() - settings.max_age_days * DAY
         dropped = self._redis.eval(
-            *(ADD, 3, self._records, self._times, self._size),
-            *(record["id"], record["time"], text),
+            *(ADD, 4, self._records, self._times, self._size, self._totals),
+            *(record["id"], record["time"], text, record["reason"]),
             *(too_old, settings.max_count, settings.max_bytes),
         )
         if any(dropped):
@@ -166,6 +170,13 @@ class DeadLetters:
             for text in self._redis.hmget(self._records, ids[start : start + 100]):
                 if text is not None:
                     yield loads(text)
+
+    def count(self) -> tuple[int, dict[str, int]]:
+        """Return how many are kept, and how many were ever added for each reason."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            kept, added = pipe.zcard(self._times).hgetall(self._totals).execute()
+        counts = {bytes_to_str(reason): int(number) for reason, number in added.items()}
+        return kept, dict.fromkeys(REASONS, 0) | counts
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""

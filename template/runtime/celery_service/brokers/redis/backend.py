@@ -34,6 +34,10 @@ logger = structlog.get_logger(__name__)
 _celerys: Any = celery.backends.redis
 
 
+#: The attribute that a pool of connections has which is Celery's, and not the service's.
+OF_CELERY = "is_of_celery"
+
+
 class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
     """Listens for results. It connects when somebody waits for one, and reconnects if it must."""
 
@@ -120,6 +124,12 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
     """Results in Redis. Only workers wait for a Redis that is unreachable."""
 
     ResultConsumer = ResultConsumer
+
+    def _create_client(self, **params: Any) -> Any:
+        """Return a client. Its connections are marked as Celery's: tracing leaves them out."""
+        client = super()._create_client(**params)
+        setattr(client.connection_pool, OF_CELERY, True)
+        return client
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing. Celery would subscribe to each result when it sends the task."""
