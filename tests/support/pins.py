@@ -130,6 +130,11 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.state:maybe_shutdown",
         "kombu.connection:Connection._ensure_connection",
     ),
+    "lifecycle.beat": (
+        "celery.beat:Scheduler.tick",
+        "celery.beat:Scheduler.close",
+        "celery.beat:Service.start",
+    ),
     "lifecycle.schedule": ("celery.app.base:Celery.add_periodic_task",),
     "lifecycle.shutdown": (
         "billiard.pool:Pool.__init__",  # _pool
@@ -171,6 +176,10 @@ USED: dict[str, tuple[str, ...]] = {
     ),
     "monitoring.prometheus.worker": (
         "celery.app.amqp:Queues.consume_from",
+        "celery.worker.state:active_requests",
+    ),
+    "observability.report": (
+        "celery.worker.control:Panel",
         "celery.worker.state:active_requests",
     ),
     "tasks.base": (
