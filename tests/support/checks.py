@@ -90,6 +90,7 @@ EXTRAS = {
 #: How the variables of the library's settings start, where they belong to an option.
 PREFIXES = {
     "DATABASE_": "use_db",
+    "DOCTOR_": "use_rabbitmq",
     "CACHE_": "use_cache",
     "FLOWER_": "use_flower",
     "METRICS_": "use_prometheus",

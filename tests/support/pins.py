@@ -130,6 +130,11 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.state:maybe_shutdown",
         "kombu.connection:Connection._ensure_connection",
     ),
+    "lifecycle.beat": (
+        "celery.beat:Scheduler.tick",
+        "celery.beat:Scheduler.close",
+        "celery.beat:Service.start",
+    ),
     "lifecycle.schedule": ("celery.app.base:Celery.add_periodic_task",),
     "lifecycle.shutdown": (
         "billiard.pool:Pool.__init__",  # _pool
@@ -141,6 +146,10 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.on_stopped",
         "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
+    ),
+    "monitoring.opentelemetry.export": (
+        "opentelemetry.sdk._shared_internal:BatchProcessor.shutdown",
+        "opentelemetry.sdk.trace.export:BatchSpanProcessor.shutdown",  # _batch_processor
     ),
     "monitoring.prometheus.beat": (
         "celery.beat:Scheduler.apply_async",
@@ -169,9 +178,9 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.app.amqp:Queues.consume_from",
         "celery.worker.state:active_requests",
     ),
-    "monitoring.opentelemetry.export": (
-        "opentelemetry.sdk._shared_internal:BatchProcessor.shutdown",
-        "opentelemetry.sdk.trace.export:BatchSpanProcessor.shutdown",  # _batch_processor
+    "observability.report": (
+        "celery.worker.control:Panel",
+        "celery.worker.state:active_requests",
     ),
     "tasks.base": (
         "billiard.common:terminate_handler_fired",
@@ -339,9 +348,9 @@ def missing() -> list[str]:
 PROMISED = {
     # Of log records, and hooks.
     *("msg", "exc_info", "service_entry", "service_fields", "service_json", "excepthook"),
-    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls", "allow_reuse_port"),
     # Attributes of loggers, and of tracer providers.
     *("propagate", "sampler"),
+    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls", "allow_reuse_port"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
     "basic_auth",  # an option of Flower

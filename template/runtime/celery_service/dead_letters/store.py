@@ -152,6 +152,15 @@ class DeadLetters:
     def _has(self, record_id: str) -> bool:
         return bool(self._redis.hexists(self._records, record_id))
 
+    def count(self) -> int:
+        """Return the number of records; 0 where none are kept."""
+        return int(self._redis.zcard(self._times)) if self.are_kept else 0
+
+    def oldest(self) -> float | None:
+        """Return the time of the oldest record, in seconds since 1970."""
+        first = self._redis.zrange(self._times, 0, 0, withscores=True) if self.are_kept else []
+        return float(first[0][1]) if first else None
+
     def __iter__(self) -> Iterator[Record]:
         """Give the records, oldest first."""
         if not self.are_kept:
