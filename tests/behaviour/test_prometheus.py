@@ -309,7 +309,7 @@ def often(project: InstalledProject, folder: Path) -> Iterator[tuple[Service, Wo
     with service_on_redis(changed, folder / "service") as service:
         env = service.variables | FREE
         with Worker(changed, env=env, log=folder / "beat.log", command="beat", arguments=arguments) as beat:
-            beat.wait_for("Sending due task often")
+            beat.wait_for("task_enqueued.*often")
             yield service, beat
 
 
