@@ -73,7 +73,7 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
-UNPARSED |= {".mako", ".lua"}
+UNPARSED |= {".mako", ".lua", ".target", ".conf", ".logrotate", ".environment"}
 
 #: Extra of the library → the option that asks for it.
 EXTRAS = {
@@ -109,6 +109,7 @@ WORDS = {
     "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
     "use_sentry": r"sentry",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
+    "use_systemd": r"systemd|systemctl|supervisord?\b|journalctl|logrotate",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",
 }
