@@ -16,6 +16,7 @@ from support.commands import attempt, run
 from support.containers import require_engine
 from support.project import render
 from support.render import Renderer, Tree, copy_template
+from support.servers import require
 from support.space import Template, read_space
 
 #: The schema of each file, as check-jsonschema names it.
@@ -78,6 +79,26 @@ def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequenc
         (folder / "production.yaml").write_text(example)
         for files in ("compose.yaml", "compose.yaml:compose.override.yaml", "production.yaml"):
             assert run("docker", "compose", "config", "--quiet", cwd=folder, COMPOSE_FILE=files) == ""
+
+
+def test_systemd_finds_no_mistake_in_any_unit(trees: Sequence[Tree], tmp_path: Path) -> None:
+    """test_systemd.py runs some of them."""
+    systemd = require("systemd-analyze", shutil.which("systemd-analyze"))
+    units = {name for tree in trees for name in tree.files if name.startswith("deploy/systemd/")}
+    for number, files in enumerate({tuple(sorted(units & tree.files.keys())): tree for tree in trees}.items()):
+        names, tree = files
+        if not names:
+            continue
+        root = tmp_path / str(number)
+        tree.write(root / "project")
+        run("make", "install-systemd", f"DESTDIR={root}", cwd=root / "project")
+        shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+        programs = root / f"opt/{tree.context['distribution_name']}/.venv/bin"
+        programs.mkdir(parents=True)
+        for name in ("alembic", "celery"):
+            shutil.copy("/bin/true", programs / name)
+        found = [path.name.replace("@.", "@default.") for path in (root / "etc/systemd/system").iterdir()]
+        assert run(systemd, "verify", f"--root={root}", "--man=no", *found) == ""
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
