@@ -142,11 +142,16 @@ def test_supervisor_starts_stops_and_restarts_without_losing_a_task(host: Host) 
         "cp deploy/supervisor/a-unit.conf /etc/supervisor/conf.d/ && systemctl start supervisor"
     )
 
-    def state(program: str) -> list[str]:
-        return host.attempt(f"supervisorctl status {program}")[1].split()
+    def process(program: str) -> str:
+        """Return the id of a running program; "" if it doesn't run."""
+        words = host.attempt(f"supervisorctl status {program}")[1].split()
+        return words[3].rstrip(",") if words[1] == "RUNNING" else ""
 
-    for program in ("celery_worker", "celery_beat"):
-        host.wait(lambda name=program: state(name)[1:2] == ["RUNNING"], 60, f"{program} to run")
+    def wait_for_another(program: str, than: str = "") -> None:
+        host.wait(lambda: process(program) not in {"", than}, 60, f"{program} to run")
+
+    wait_for_another("celery_worker")
+    wait_for_another("celery_beat")
     task = "probe.interrupted.delay(notes, {!r}, {})\n"
     host.python(task.format("supervised", 4) + task.format("later", 3 * GRACE))
     host.wait_for_lines(["start supervised"])
@@ -155,10 +160,8 @@ def test_supervisor_starts_stops_and_restarts_without_losing_a_task(host: Host) 
     assert "stopped: celery_worker (exit status 0)" in host.run("cat", "/var/log/supervisor/supervisord.log")
     host.run("supervisorctl", "start", "celery_worker")
     host.wait_for_lines(["start later"])
-    process = state("celery_worker")[3].rstrip(",")
-    host.shell(f"kill -KILL {process}")
-    host.wait(
-        lambda: state("celery_worker")[1:2] == ["RUNNING"] and state("celery_worker")[3] != f"{process},", 60, "it"
-    )
-    host.wait_for_lines(["end later"], 120)
+    killed = process("celery_worker")
+    host.shell(f"kill -KILL {killed}")
+    wait_for_another("celery_worker", than=killed)
+    host.wait_for_lines(["end later"])
     host.run("systemctl", "stop", "supervisor")
