@@ -207,7 +207,7 @@ def size(load: Load) -> Iterator[Line]:
             what="database connections",
             value=f"{connections:,}",
             why=f"{load.database_connections} a process (pool size and overflow), all in use",
-            # https://www.postgresql.org/docs/current/runtime-config-connection.html
+            # PostgreSQL's default: max_connections = 100.
             is_warning=connections > 100,
         )
 
@@ -240,7 +240,6 @@ def _of_messages(load: Load, workers: int) -> Iterator[Line]:
         what="messages held",
         value=f"{held:,}",
         why=f"CELERY_WORKER_PREFETCH_MULTIPLIER={load.prefetch}",
-        is_warning=False,
     )
     if load.prefetch == 1 and load.seconds < 0.02:
         yield Line(
@@ -254,12 +253,11 @@ def _of_messages(load: Load, workers: int) -> Iterator[Line]:
 def _of_redis(load: Load, workers: int, processes: int) -> Iterator[Line]:
     main, child = REDIS_CONNECTIONS[load.broker]
     connections = workers * main + processes * child
-    # https://redis.io/docs/latest/develop/reference/clients/
     yield Line(
         what="Redis connections",
         value=f"{connections:,}",
         why=f"{main} a worker and {child} a process; publishers come on top",
-        is_warning=connections > 8000,
+        is_warning=connections > 8000,  # Redis's default: maxclients 10000
     )
     if load.broker == "rabbitmq":
         yield Line(
