@@ -16,6 +16,7 @@ from support.commands import attempt, run
 from support.containers import require_engine
 from support.project import render
 from support.render import Renderer, Tree, copy_template
+from support.servers import require
 from support.space import Template, read_space
 
 #: The schema of each file, as check-jsonschema names it.
@@ -50,6 +51,13 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+def test_zizmor_finds_nothing_in_the_workflow(trees: Sequence[Tree], tmp_path: Path) -> None:
+    files = [
+        str(folder / ".github/workflows/ci.yml") for folder in distinct(trees, tmp_path, ".github/workflows/ci.yml")
+    ]
+    run(tool("zizmor"), "--offline", "--no-progress", *files)
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_each_file_matches_its_schema(name: str, trees: Sequence[Tree], tmp_path: Path) -> None:
     files = [str(folder / name) for folder in distinct(trees, tmp_path, name)]
@@ -81,6 +89,28 @@ def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequenc
             for profiles in ("", "*"):
                 command = ("docker", "compose", "--profile", profiles, "config", "--quiet")
                 assert run(*command, cwd=folder, COMPOSE_FILE=files) == ""
+
+
+def test_systemd_finds_no_mistake_in_any_unit(trees: Sequence[Tree], tmp_path: Path) -> None:
+    """test_systemd.py runs some of them."""
+    require("systemd-analyze", shutil.which("systemd-analyze"))
+    units = {name for tree in trees for name in tree.files if name.startswith("deploy/systemd/")}
+    for number, files in enumerate({tuple(sorted(units & tree.files.keys())): tree for tree in trees}.items()):
+        names, tree = files
+        if not names:
+            continue
+        tree.write(tmp_path / str(number))
+        assert run("make", "check-systemd", cwd=tmp_path / str(number)) == ""
+
+
+def test_a_mistake_in_a_unit_is_found(tmp_path: Path) -> None:
+    require("systemd-analyze", shutil.which("systemd-analyze"))
+    project = render(tmp_path / "project", {"include_systemd": True})
+    unit = project.folder / "deploy/systemd/my-service-beat.service"
+    unit.write_text(unit.read_text().replace("WatchdogSec=90", "WatchdogSecs=90"))
+    done = attempt("make", "check-systemd", cwd=project.folder)
+    assert done.returncode != 0
+    assert re.search(r"Unknown key( name)? 'WatchdogSecs'", done.stdout)
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])

@@ -74,7 +74,7 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
-UNPARSED |= {".mako", ".lua"}
+UNPARSED |= {".mako", ".lua", ".target", ".conf", ".logrotate", ".environment"}
 
 #: Extra of the library → the option that asks for it.
 EXTRAS = {
@@ -111,6 +111,7 @@ WORDS = {
     "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
     "use_sentry": r"sentry",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
+    "use_systemd": r"systemd|systemctl|supervisord?\b|journalctl",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",
 }
@@ -123,6 +124,7 @@ MAY_MENTION = (
         r"as tests do in a container",
         "so they do, whether the service is in one or not",
     ),
+    ("docs/dev/celery.md", r"With systemd,", "for whoever writes a unit of their own"),
     ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
 )
 
@@ -169,7 +171,8 @@ LATE_IMPORTS = {("celery", "services", "setup_caches")}
 
 
 def has_a_plain_path(file: File) -> Iterator[str]:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", file.path, re.ASCII):
+    # systemd's templates of units have an @ in their names.
+    if not re.fullmatch(r"[\w.@-]+(/[\w.@-]+)*", file.path, re.ASCII):
         yield "has odd characters in its path"
 
 

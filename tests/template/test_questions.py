@@ -51,6 +51,7 @@ DEFAULTS = {
     "include_periodic_tasks": True,
     "monitoring": [],
     "include_docker": True,
+    "include_systemd": False,
     "ci": "github",
 }
 
@@ -265,6 +266,7 @@ RULES = [
     ("include_aiocache", "maybe", YES_OR_NO),
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
+    ("include_systemd", "maybe", YES_OR_NO),
     *[
         ("monitoring", answer, "must be a list such as [flower], or [] for none")
         for answer in ("flower", "yes", "{a: 1}", "a: [b", "[flower")

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 #: Seconds between two signs of life. The event loop that does the work sends them.
@@ -48,6 +48,8 @@ class Sign:
             with contextlib.suppress(OSError), path.open("r+") as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()  # Nobody holds the lock: the process was killed.
+        #: Called with each state that is shown.
+        self.on_show: Callable[[str], None] = lambda _: None
         self._process = os.getpid()
         draft = folder / f".{kind}-{self._process}"
         self._file = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
@@ -69,6 +71,7 @@ class Sign:
         # A worker goes on if this fails. Its health check will fail.
         with contextlib.suppress(OSError):
             os.pwrite(self._file, self._state.ljust(len(STORING)).encode(), 0)
+        self.on_show(self._state)
 
 
 def running(service: str, kind: str) -> Iterator[tuple[str, str, float]]:

@@ -15,6 +15,7 @@ from celery_service.lifecycle.health import (
     WAITING,
     Sign,
 )
+from celery_service.lifecycle.notify import Notifier
 
 
 def install(app: Celery) -> None:
@@ -46,9 +47,13 @@ def _is_main_thread() -> bool:
 
 def _sign(app: Celery, kind: str) -> Sign:
     try:
-        return Sign(app.main, kind)
+        sign = Sign(app.main, kind)
     except OSError as error:
         raise SystemExit(f"{kind}: {error}; HEALTH_DIR may name another place.") from None
+    # Beat has nothing to finish.
+    grace = app.conf.worker_soft_shutdown_timeout if kind == "worker" else 0.0
+    sign.on_show = Notifier(grace).show
+    return sign
 
 
 class _Heartbeat(bootsteps.StartStopStep):
