@@ -1,4 +1,4 @@
-"""`copier update`, from earlier versions and to other answers. The result must equal a fresh render plus the user's edits.
+"""`copier update`, from earlier versions and to other answers: the result equals a fresh render plus the user's edits.
 
 An update merges three trees: the old version with the old answers, the project, and the new version with the new
 answers. Files that the user hasn't edited come from the third tree. test_render.py checks this tree, so a few updates
