@@ -157,7 +157,7 @@ def _select(
     older: float | None = None,
     newer: float | None = None,
 ) -> list[Record]:
-    with terminal.progress(store, "Reading", store.count(), least=MANY) as bar:
+    with terminal.progress(store, "Reading", store.number(), least=MANY) as bar:
         records = list(bar)
     unknown = set(ids) - {record["id"] for record in records}
     if unknown:

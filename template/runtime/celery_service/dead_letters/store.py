@@ -152,7 +152,7 @@ class DeadLetters:
     def _has(self, record_id: str) -> bool:
         return bool(self._redis.hexists(self._records, record_id))
 
-    def count(self) -> int:
+    def number(self) -> int:
         """Return the number of records; 0 where none are kept."""
         return int(self._redis.zcard(self._times)) if self.are_kept else 0
 

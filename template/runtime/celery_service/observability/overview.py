@@ -53,7 +53,7 @@ def overview(app: Celery, wait: float = WAIT) -> Overview:
         "workers": len(active),
         "active_tasks": sum(active.values()),
         "queues": {name: length.waiting for name, length in lengths(app, app.amqp.queues)},
-        "dead_letters": letters.count() if letters.are_kept else None,
+        "dead_letters": letters.number() if letters.are_kept else None,
     }
 
 

@@ -76,7 +76,7 @@ def check_dead_letters(app: Celery) -> Iterator[Finding]:
     store = DeadLetters(app)
     if not store.are_kept:
         return
-    count, oldest = store.count(), store.oldest()
+    count, oldest = store.number(), store.oldest()
     if not count or oldest is None:
         yield Finding("ok", "dead letters", "none")
         return
