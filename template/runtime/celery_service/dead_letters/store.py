@@ -171,12 +171,11 @@ class DeadLetters:
                 if text is not None:
                     yield loads(text)
 
-    def count(self) -> tuple[int, dict[str, int]]:
-        """Return how many are kept, and how many were ever added for each reason."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            kept, added = pipe.zcard(self._times).hgetall(self._totals).execute()
-        counts = {bytes_to_str(reason): int(number) for reason, number in added.items()}
-        return kept, dict.fromkeys(REASONS, 0) | counts
+    def added(self) -> dict[str, int]:
+        """Return how many were ever added for each reason; none where none are kept."""
+        found = self._redis.hgetall(self._totals) if self.are_kept else {}
+        counts = {bytes_to_str(reason): int(number) for reason, number in found.items()}
+        return dict.fromkeys(REASONS, 0) | counts
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""

@@ -110,8 +110,7 @@ class Servers(Collector):
             return None
         if self._after:
             self._share()
-        counted: tuple[int, dict[str, int]] = self._dead_letters.count()
-        return counted
+        return self._dead_letters.number(), self._dead_letters.added()
 
     def _share(self) -> None:
         """Tell other processes what this one knows about the age of messages, and learn theirs."""
