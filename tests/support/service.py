@@ -23,7 +23,7 @@ TASK_MODULES = {path.stem.removesuffix("_tasks"): path for path in sorted(BEHAVI
 OF_THE_FULL_PROJECT = {"cached", "database"}
 #: Everything that a service can have, both brokers included: which one it uses, CELERY_BROKER_URL says.
 FULL = {"include_sqlalchemy": True, "include_aiocache": True}
-EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "flower", "opentelemetry", "prometheus", "sentry")
+EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "fastapi", "flower", "opentelemetry", "prometheus", "sentry")
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Where RabbitMQ keeps what is for later: a queue for each bit of the number of seconds.
 DELAYED = tuple(f"celery_delayed_{bit}" for bit in range(28))
