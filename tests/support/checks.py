@@ -74,6 +74,8 @@ NOT_JINJA = re.compile(
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
 UNPARSED |= {".mako", ".lua"}
+#: A browser reads these: tests/behaviour/test_pages.py.
+UNPARSED |= {".css", ".html", ".js", ".svg"}
 
 #: Extra of the library → the option that asks for it.
 EXTRAS = {

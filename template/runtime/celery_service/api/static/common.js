@@ -4,10 +4,9 @@ const KEY = "api-key";
 
 /** Why a call failed, in words for people. The status is 0 if the server can't be reached. */
 export class Problem extends Error {
-  constructor(status, message, errors = []) {
+  constructor(status, message) {
     super(message);
     this.status = status;
-    this.errors = errors;
   }
 }
 
@@ -41,8 +40,8 @@ async function send(method, path, { body, headers, signal }, key) {
 }
 
 async function problem(response) {
-  const { title, detail, errors } = await response.json().catch(() => ({}));
-  return new Problem(response.status, detail || title || `Status ${response.status}`, errors);
+  const { title, detail } = await response.json().catch(() => ({}));
+  return new Problem(response.status, detail || title || `Status ${response.status}`);
 }
 
 const WANTED = "The service wants its API key.";

@@ -226,15 +226,11 @@ form.onsubmit = async (event) => {
     const more = chosen.length > 3 ? ` and ${chosen.length - 3} more` : "";
     add({ id, label: `Report on ${chosen.slice(0, 3).join(", ")}${more}`, sent: Date.now() });
   } catch (error) {
-    complain(sentence(error));
+    complain(error.message);
   } finally {
     button.disabled = false;
   }
 };
-
-function sentence({ message, errors }) {
-  return [message, ...(errors ?? []).map((each) => each.message ?? each.detail ?? each.msg)].filter(Boolean).join(" ");
-}
 
 function add(entry) {
   const task = new Task(entry);

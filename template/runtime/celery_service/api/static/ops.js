@@ -84,6 +84,7 @@ function storyOf(record) {
   const parts = document.createElement("dl");
   for (const [field, name] of STORY) {
     const value = record[field];
+    if (field === "error" && !String(value).includes("\n")) continue; // the summary has it
     if (value == null || value === "" || (typeof value === "object" && !Object.keys(value).length)) continue;
     const term = document.createElement("dt");
     const text = document.createElement("dd");
