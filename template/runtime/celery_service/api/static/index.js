@@ -52,8 +52,10 @@ class Task {
   }
 
   /** Show what the API says of it. */
-  update({ status, progress, result, error }) {
+  update(found) {
+    const { status, progress, result, error } = found;
     const ends = ENDED.has(status) && !this.ended;
+    this.last = found;
     this.status = status;
     const [name, look] = STATES[status] ?? [status, "running"];
     say(this.badge, this.cancelled && !this.ended ? "Cancelling" : name);
@@ -67,13 +69,15 @@ class Task {
     this.message.classList.toggle("error", Boolean(error));
     this.result.hidden = status !== "SUCCESS";
     if (status === "SUCCESS") this.result.querySelector("pre").textContent = JSON.stringify(result, null, 2);
-    this.cancel.hidden = this.ended;
-    this.cancel.disabled = this.cancelled;
     this.forget.hidden = !this.ended;
     if (ends) {
       announce(`${this.label}: ${name}`);
+      // The focus would be lost with the button.
+      if (document.activeElement === this.cancel) this.forget.focus();
       this.stop();
     }
+    this.cancel.hidden = this.ended;
+    this.cancel.setAttribute("aria-disabled", String(this.cancelled));
   }
 
   /** Ask once. */
@@ -109,15 +113,15 @@ class Task {
   }
 
   async revoke() {
+    if (this.cancelled) return;
     this.cancelled = true;
-    this.cancel.disabled = true;
-    say(this.badge, "Cancelling");
+    this.update(this.last);
     try {
       await call("DELETE", `${this.path}?terminate=true`);
       announce(`${this.label}: cancelling`);
     } catch (error) {
-      this.cancelled = this.ended && this.cancelled;
-      this.cancel.disabled = false;
+      this.cancelled = false;
+      this.update(this.last);
       this.fail(error);
     }
     store();
@@ -149,10 +153,9 @@ function announce(text) {
 let tasks = [];
 
 function store() {
-  tasks.slice(MOST).forEach((task) => forget(task, false));
   const kept = tasks.map(({ id, label, sent, cancelled }) => ({ id, label, sent, cancelled }));
-  localStorage.setItem(STORED, JSON.stringify(kept));
-  document.getElementById("empty").hidden = tasks.length > 0;
+  localStorage.setItem(STORED, JSON.stringify(kept.slice(0, MOST)));
+  show();
 }
 
 function stored() {
@@ -163,14 +166,30 @@ function stored() {
   }
 }
 
-function forget(task, save = true) {
-  task.stop();
-  const next = (task.element.nextElementSibling ?? task.element.previousElementSibling)?.querySelector("button:not([hidden])");
-  const hadFocus = task.element.contains(document.activeElement);
-  task.element.remove();
+/** List what is stored, which another tab may have changed. */
+function show() {
+  const known = new Map(tasks.map((task) => [task.id, task]));
+  tasks = stored().map((entry) => known.get(entry.id) ?? new Task(entry));
+  for (const task of known.values()) {
+    if (tasks.includes(task)) continue;
+    task.stop();
+    task.element.remove();
+  }
+  tasks.forEach((task, index) => {
+    if (list.children[index] !== task.element) list.insertBefore(task.element, list.children[index] ?? null);
+  });
+  document.getElementById("empty").hidden = tasks.length > 0;
+  for (const task of tasks) if (!known.has(task.id)) task.refresh();
+  stream();
+}
+
+function forget(task) {
+  const neighbour = task.element.nextElementSibling ?? task.element.previousElementSibling;
+  (neighbour?.querySelector("button:not([hidden])") ?? folders).focus();
   tasks = tasks.filter((other) => other !== task);
-  if (hadFocus) (next ?? folders).focus();
-  if (save) store();
+  task.stop();
+  task.element.remove();
+  store();
 }
 
 /** Have streams for the newest tasks that haven't ended, while somebody can see them. */
@@ -223,8 +242,9 @@ form.onsubmit = async (event) => {
     const response = await call("POST", "api/v1/reports", { body: { folders: chosen }, headers });
     const { task_id: id } = await response.json();
     attempt = newAttempt();
+    const names = chosen.slice(0, 3).map((folder) => (folder === "." ? "FILES_DIR" : folder)).join(", ");
     const more = chosen.length > 3 ? ` and ${chosen.length - 3} more` : "";
-    add({ id, label: `Report on ${chosen.slice(0, 3).join(", ")}${more}`, sent: Date.now() });
+    add({ id, label: `Report on ${names}${more}`, sent: Date.now() });
   } catch (error) {
     complain(error.message);
   } finally {
@@ -233,17 +253,12 @@ form.onsubmit = async (event) => {
 };
 
 function add(entry) {
-  const task = new Task(entry);
-  tasks.unshift(task);
-  list.prepend(task.element);
+  tasks.unshift(new Task(entry));
+  announce(`${entry.label}: sent`);
   store();
-  announce(`${task.label}: sent`);
-  stream();
 }
 
-tasks = stored().map((entry) => new Task(entry));
-list.append(...tasks.map((task) => task.element));
-store();
+addEventListener("storage", ({ key }) => key === STORED && show());
 document.addEventListener("visibilitychange", stream);
-await Promise.all(tasks.map((task) => task.refresh()));
+show();
 poll();

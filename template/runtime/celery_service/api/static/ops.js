@@ -73,7 +73,9 @@ class Letter {
       await refresh();
       if (!this.element.isConnected) document.getElementById("letters-heading").focus();
     } catch (error) {
-      say(this.error, `${verb} failed: ${error.message}`);
+      // Meanwhile, a refresh may have removed it from the list.
+      if (this.element.isConnected) say(this.error, `${verb} failed: ${error.message}`);
+      else complain(`${verb} failed: ${error.message}`);
     } finally {
       this.replay.disabled = this.drop.disabled = false;
     }
@@ -165,8 +167,13 @@ function announce(text) {
   document.getElementById("status").textContent = text;
 }
 
-async function refresh(background = false) {
+function complain(text) {
   const problem = document.getElementById("problem");
+  problem.hidden = !text;
+  say(problem, text);
+}
+
+async function refresh(background = false) {
   try {
     const found = await (await call("GET", OPS, { background })).json();
     fill("queues", found.queues.map(({ name, length, oldest_age_seconds: age }) => [name, length, age == null ? null : duration(age)]));
@@ -174,10 +181,9 @@ async function refresh(background = false) {
     document.getElementById("no-workers").hidden = found.workers.length > 0;
     showLetters(found.dead_letters, found.dead_letters_total);
     say(document.getElementById("updated"), `Updated at ${new Date().toLocaleTimeString()}`);
-    problem.hidden = true;
+    complain("");
   } catch (error) {
-    problem.hidden = false;
-    say(problem, error.message);
+    complain(error.message);
   }
 }
 
