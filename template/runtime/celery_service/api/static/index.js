@@ -18,6 +18,7 @@ const STATES = {
   REVOKED: ["Cancelled", "cancelled"],
   UNKNOWN: ["No longer known", "cancelled"],
 };
+const OPENED = Date.now();
 const ENDED = new Set(["SUCCESS", "FAILURE", "REVOKED", "UNKNOWN"]);
 
 const form = document.getElementById("report");
@@ -53,8 +54,9 @@ class Task {
 
   /** Show what the API says of it. */
   update(found) {
+    if (this.ended) return; // this answer is older
     const { status, progress, result, error } = found;
-    const ends = ENDED.has(status) && !this.ended;
+    const isNew = Boolean(this.last?.task_id) || this.sent > OPENED;
     this.last = found;
     this.status = status;
     const [name, look] = STATES[status] ?? [status, "running"];
@@ -70,8 +72,8 @@ class Task {
     this.result.hidden = status !== "SUCCESS";
     if (status === "SUCCESS") this.result.querySelector("pre").textContent = JSON.stringify(result, null, 2);
     this.forget.hidden = !this.ended;
-    if (ends) {
-      announce(`${this.label}: ${name}`);
+    if (this.ended) {
+      if (isNew) announce(`${this.label}: ${name}`);
       // The focus would be lost with the button.
       if (document.activeElement === this.cancel) this.forget.focus();
       this.stop();
@@ -179,8 +181,8 @@ function show() {
     if (list.children[index] !== task.element) list.insertBefore(task.element, list.children[index] ?? null);
   });
   document.getElementById("empty").hidden = tasks.length > 0;
-  for (const task of tasks) if (!known.has(task.id)) task.refresh();
   stream();
+  for (const task of tasks) if (!known.has(task.id) && !task.stream) task.refresh();
 }
 
 function forget(task) {
