@@ -1,4 +1,4 @@
-"""What happens in the library, for whoever counts or reports it, as `celery.signals` has it for Celery.
+"""What happens in the library, for whoever counts or reports it, as `celery.signals` for Celery.
 
 Receivers are called in the process and the thread in which it happens.
 """
@@ -7,8 +7,8 @@ from celery.utils.dispatch import Signal
 
 #: A dead letter was added. Arguments: `record`, a mapping with `id`, `task`, `reason`, `queue`, …
 #: The sender is the app.
-dead_letter_added = Signal(name="dead_letter_added", providing_args={"record"})
+dead_letter_added = Signal(name="dead_letter_added", providing_args=["record"])
 
 #: This process lost the lease of messages that it runs, so that others may run them as well.
 #: Arguments: `count`.
-leases_lost = Signal(name="leases_lost", providing_args={"count"})
+leases_lost = Signal(name="leases_lost", providing_args=["count"])
