@@ -12,11 +12,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from support.browser import Console, keep_screenshot, open_browser
+from support.api import api_project, serve_api
+from support.browser import Console, find_chromium, keep_screenshot, open_browser
 from support.distribution import on_one_worker
 from support.project import Worker
-from support.servers import Server
-from support.service import Service, api_project, serve_api, service_on_redis
+from support.servers import Server, require
+from support.service import Service, service_on_redis
 
 PHONE, DESKTOP, NARROWEST = 375, 1280, 320
 KEY = "a-key-of-some-length"
@@ -40,6 +41,7 @@ class Site:
 
 @pytest.fixture(scope="module", params=on_one_worker("pages"))
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    require("chromium", find_chromium())  # before anything starts
     folder = tmp_path_factory.mktemp("pages")
     files = folder / "files"
     (files / "large").mkdir(parents=True)
@@ -49,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         service_on_redis(api_project(), folder) as service,
         service.worker(FILES_DIR=str(files)) as worker,
         serve_api(service) as api,
-        serve_api(service, API_KEY=KEY) as api_with_key,
+        serve_api(service, "api-with-key", API_KEY=KEY) as api_with_key,
     ):
         worker.wait_ready()
         yield Site(service, worker, api, api_with_key)
