@@ -18,6 +18,7 @@ from celery_service.api.guard import Guard
 from celery_service.api.health import Health
 from celery_service.api.keys import keys_of
 from celery_service.api.ops import router as ops
+from celery_service.api.queues import write_times
 from celery_service.api.service import Service, attach
 from celery_service.api.settings import Settings
 from celery_service.api.streams import Streams
@@ -92,6 +93,7 @@ def _start(celery: Celery, settings: Settings) -> Service:
     # As a worker does it: tasks are known, and receivers of `on_after_configure` are called.
     celery.loader.import_default_modules()
     celery.finalize()
+    write_times()
     publisher, reader = Threads("broker", THREADS), Threads("result store", THREADS)
     return Service(
         celery=celery,

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, who may use the API, and the headers of every response."""
+"""What every request passes first: its id, who may use the API, and headers of all responses."""
 
 import hmac
 import re

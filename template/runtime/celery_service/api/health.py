@@ -1,4 +1,4 @@
-"""Whether the servers of the service answer, and which workers run. Answers are kept for a while."""
+"""Whether the servers of the service answer, and which workers run. Answers are kept a while."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from celery import Celery
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from celery_service.api.problems import Unavailable
 from celery_service.api.threads import Threads
@@ -33,6 +33,8 @@ class Workers(Component):
     workers_count: int = 0
     active_tasks: int = 0
     workers: list[str] = []
+    #: Tasks of each worker, for `/ops`.
+    active: dict[str, int] = Field(default_factory=dict, exclude=True)
 
 
 class Components(BaseModel):
@@ -108,6 +110,7 @@ class Health:
             workers_count=len(answers),
             active_tasks=sum(map(len, answers.values())),
             workers=sorted(answers),
+            active={name: len(answers[name]) for name in sorted(answers)},
         )
         if not answers:
             found.error = "No worker answers."

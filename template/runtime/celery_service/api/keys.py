@@ -6,7 +6,7 @@ Celery can't tell a task that waits from one that was never sent: neither has a 
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from celery import Celery
 from kombu.utils.encoding import bytes_to_str
@@ -80,7 +80,7 @@ class InRedis:
     def claim(self, key: str, fingerprint: str, task_id: str) -> tuple[Claim, str]:
         answer = self._redis.eval(CLAIM, 2, *self._key(key), fingerprint, task_id, DAY, LOCK)
         claim, known = map(bytes_to_str, answer)
-        return claim, known
+        return cast(Claim, claim), known
 
     def release(self, key: str, *, sent: bool) -> None:
         record, lock = self._key(key)

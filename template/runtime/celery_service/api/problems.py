@@ -72,7 +72,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(InvalidArguments, _invalid_arguments)
     app.add_exception_handler(Exception, _failed)
-    for kind in (Unavailable, OperationalError, RedisError, *_of_the_database()):
+    away: tuple[type[Exception], ...] = (Unavailable, OperationalError, RedisError)
+    for kind in away + _of_the_database():
         app.add_exception_handler(kind, _unavailable)
 
 

@@ -53,10 +53,12 @@ class Follower:
 
     async def states(self) -> AsyncGenerator[TaskStatus, None]:
         """Give states until the process stops."""
-        while not self._stopped:
+        while True:
             await self._changed.wait()
             self._changed.clear()
-            if not self._stopped and self._newest:
+            if self._stopped:
+                return
+            if self._newest:
                 yield self._newest
 
 
@@ -122,13 +124,13 @@ class Streams:
 
     def _run(self) -> None:
         is_away = False
-        while not self._stopped:
+        while True:
             self._wake.wait()
             self._wake.clear()
-            while not self._stopped and self._wanted():
+            while wanted := self._wanted():
                 try:
                     if redis_of(self._app) is None:
-                        self._look(self._wanted())
+                        self._look(wanted)
                         time.sleep(LOOK_WITHOUT_REDIS)
                     else:
                         self._listen()
@@ -144,14 +146,14 @@ class Streams:
 
     def _wanted(self) -> set[str]:
         with self._mutex:
-            return set(self._followers)
+            return set() if self._stopped else set(self._followers)
 
     def _listen(self) -> None:
         """Listen until nobody follows a task any more."""
         with redis_of(self._app).pubsub() as pubsub:
             subscribed: dict[str, str] = {}  # channel → task
             looked = time.monotonic()
-            while not self._stopped and (wanted := self._wanted()):
+            while wanted := self._wanted():
                 channels = {bytes_to_str(key_of(self._app, each)): each for each in wanted}
                 if new := channels.keys() - subscribed.keys():
                     pubsub.subscribe(*new)
