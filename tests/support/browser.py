@@ -1,7 +1,7 @@
 """Pages in Debian's Chromium, without a window.
 
     with open_browser() as browser:
-        page = new_page(browser, service_url, width=375)
+        page = browser.new_page(viewport={"width": 375, "height": 740})
 
 A browser that isn't installed is treated like a server that isn't: see `support.servers.require`.
 """
@@ -65,7 +65,7 @@ class Console:
             self.errors.append(f"{message.type}: {message.text} ({message.location.get('url')})")
 
 
-def keep_screenshot(page: Page, name: str) -> None:
-    """Keep a picture of the whole page."""
+def keep_screenshot(page: Page, name: str, *, whole: bool = True) -> None:
+    """Keep a picture of the whole page, or else of what a user sees of it."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)

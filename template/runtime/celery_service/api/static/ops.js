@@ -37,8 +37,8 @@ class Letter {
       this[name] = this.element.querySelector(`.${name}`);
     }
     this.letter.ontoggle = () => this.letter.open && this.show();
-    this.replay.onclick = () => this.ask("Replay", "This sends the task again, under its old id, and removes the dead letter.", "POST", "/replay");
-    this.drop.onclick = () => this.ask("Drop", "This removes the dead letter for good. The task does not run again.", "DELETE", "");
+    this.replay.onclick = () => this.ask("Replay", `This sends ${this.name} again, under its old id, and removes the dead letter.`, "POST", "/replay");
+    this.drop.onclick = () => this.ask("Drop", `This removes the dead letter of ${this.name} for good. The task does not run again.`, "DELETE", "");
     this.update(record);
   }
 
@@ -57,6 +57,8 @@ class Letter {
   async show() {
     try {
       this.story.replaceChildren(storyOf(await (await call("GET", this.path)).json()));
+      // The end of a traceback says most.
+      for (const block of this.story.querySelectorAll("[data-field=traceback]")) block.scrollTop = block.scrollHeight;
       say(this.error, "");
     } catch (error) {
       say(this.error, error.message);
@@ -65,7 +67,7 @@ class Letter {
 
   /** Replay or drop it, after a confirmation. */
   async ask(verb, text, method, suffix) {
-    if (!(await confirmed(`${verb} ${this.name}?`, text, verb))) return;
+    if (!(await confirmed(`${verb} this dead letter?`, text, verb))) return;
     this.replay.disabled = this.drop.disabled = true;
     try {
       await call(method, this.path + suffix);
@@ -94,6 +96,7 @@ function storyOf(record) {
     const content = typeof value === "object" ? JSON.stringify(value, null, 2) : String(value);
     if (LONG.has(field)) {
       const block = text.appendChild(document.createElement("pre"));
+      block.dataset.field = field;
       block.textContent = content.trimEnd();
       block.tabIndex = 0; // so that the keyboard can scroll it
       block.setAttribute("role", "group");
