@@ -14,11 +14,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from support.api import api_project, serve_api
 from support.browser import Console, find_chromium, keep_screenshot, open_browser
 from support.distribution import on_one_worker
 from support.servers import Server, require
 from support.service import service_on_redis
+from support.site import api_project, serve_api
 
 PHONE, DESKTOP, NARROWEST = 375, 1280, 320
 KEY = "a-key-of-some-length"
