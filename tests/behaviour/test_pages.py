@@ -27,7 +27,7 @@ FOLDERS, FILES = 100, 8000
 #: Nothing may run that a task brings.
 HOSTILE = '<img src=x onerror="document.title=1">'
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=30_000)
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Site:
     """A service with a worker: its FILES_DIR, and its API without a key and with one."""
 
     files: Path
+    redis: Server
     api: Server
     api_with_key: Server
 
@@ -55,7 +56,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         with_key = pool.submit(serve_api, service, "api-with-key", API_KEY=KEY)
         with serve_api(service) as api, with_key.result() as api_with_key:
             worker.wait_ready()
-            yield Site(files, api, api_with_key)
+            yield Site(files, service.redis, api, api_with_key)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def send_report(page: Page, *folders: str) -> Locator:
     """Fill in the form, and return the task in the list."""
     page.get_by_label("Folders").fill("\n".join(folders))
     page.get_by_role("button", name="Create report").click()
-    return page.get_by_role("listitem").filter(has=page.get_by_role("heading", name=f"Report on {folders[0]}")).first
+    first = "FILES_DIR" if folders[0] == "." else folders[0]
+    return page.get_by_role("listitem").filter(has=page.get_by_role("heading", name=f"Report on {first}")).first
 
 
 def badge(task: Locator, text: str) -> Locator:
@@ -159,6 +161,8 @@ def test_progress_and_cancelling(page: Page, site: Site) -> None:
 
 
 def test_a_stream_goes_on_after_a_restart_of_the_api(page: Page, site: Site, console: Console) -> None:
+    resumed = list[str]()
+    page.on("request", lambda request: resumed.append(request.headers.get("last-event-id", "")))
     page.goto(site.api.url)
     task = send_report(page, *["large"] * 30)
     expect(task).to_contain_text("Measured large")
@@ -166,8 +170,25 @@ def test_a_stream_goes_on_after_a_restart_of_the_api(page: Page, site: Site, con
     expect(task).to_contain_text("The service can't be reached.")
     site.api.start()
     expect(badge(task, "Done")).to_be_visible()
+    assert any(resumed)
     assert console.errors
     assert all("ERR_" in error for error in console.errors), console.errors
+    console.errors.clear()
+
+
+def test_an_outage_is_told_and_passes(page: Page, site: Site, console: Console) -> None:
+    page.goto(site.api.url)
+    site.redis.pause()
+    try:
+        page.get_by_role("button", name="Create report").click()
+        expect(page.get_by_role("alert")).to_contain_text(re.compile("answer|reach"))
+        expect(page.get_by_label("Folders")).to_have_attribute("aria-invalid", "false")
+    finally:
+        site.redis.resume()
+    task = send_report(page, ".")
+    expect(badge(task, "Done")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_text("")
+    assert [error for error in console.errors if "503" not in error] == []
     console.errors.clear()
 
 
@@ -258,6 +279,28 @@ def test_the_pages_ask_for_the_key(page: Page, site: Site, console: Console) -> 
     expect(other.get_by_role("alert")).to_have_text("The service wants its API key.")
     assert [error for error in console.errors if "401" not in error] == []
     console.errors.clear()
+
+
+def test_streams_are_read_as_the_standard_says(page: Page, site: Site) -> None:
+    """Chunks end anywhere, lines in three ways, and comments keep the connection open."""
+    page.goto(site.api.url)
+    found = page.evaluate(
+        """async (chunks) => {
+            const bytes = chunks.map((chunk) => new Uint8Array(chunk));
+            window.fetch = async () => new Response(new ReadableStream({
+                pull(stream) { bytes.length ? stream.enqueue(bytes.shift()) : stream.close(); },
+            }));
+            const { events } = await import("./static/common.js");
+            const found = [];
+            for await (const { id, type, data } of events("x", {})) found.push([id, type, data]);
+            return found;
+        }""",
+        [
+            [byte]
+            for byte in ": ping\n\nid: 1\r\nevent:state\r\ndata: ä:b\r\ndata\r\n\r\ndata: c\r\rdata: lost".encode()
+        ],
+    )
+    assert found == [["1", "state", "ä:b\n"], ["1", None, "c"]]
 
 
 def test_the_keyboard_reaches_everything_in_its_order(page: Page, site: Site) -> None:

@@ -221,10 +221,10 @@ function newAttempt() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-function complain(text) {
+function complain(text, isInvalid = Boolean(text)) {
   say(document.getElementById("folders-error"), text);
-  folders.setAttribute("aria-invalid", String(Boolean(text)));
-  if (text) folders.focus();
+  folders.setAttribute("aria-invalid", String(isInvalid));
+  if (isInvalid) folders.focus();
 }
 
 form.oninput = () => {
@@ -248,7 +248,7 @@ form.onsubmit = async (event) => {
     const more = chosen.length > 3 ? ` and ${chosen.length - 3} more` : "";
     add({ id, label: `Report on ${names}${more}`, sent: Date.now() });
   } catch (error) {
-    complain(error.message);
+    complain(error.message, error.status === 422);
   } finally {
     button.disabled = false;
   }
