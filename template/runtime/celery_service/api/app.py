@@ -5,7 +5,8 @@ import contextlib
 import importlib.util
 import signal
 import threading
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ from celery_service.api import problems, routes
 from celery_service.api.guard import Guard
 from celery_service.api.health import Health
 from celery_service.api.keys import keys_of
+from celery_service.api.openapi import document
 from celery_service.api.ops import router as ops
 from celery_service.api.queues import write_times
 from celery_service.api.service import Service, attach
@@ -33,15 +35,21 @@ THREADS = 16
 
 
 def create_app(
-    celery: Celery, routers: Iterable[APIRouter] = (), *, title: str, description: str = ""
+    celery: Celery,
+    routers: Iterable[APIRouter] = (),
+    *,
+    title: str = "",
+    description: str = "",
+    parts: Collection[str] = (),
 ) -> FastAPI:
     """Return the application of a service, with its own routes under `/api/v1`.
 
     Args:
         celery: The Celery application.
         routers: Routes of the service, such as those that send its tasks.
-        title: The name of the service.
+        title: The name of the service; by default, that of its package, such as "My Service".
         description: What it does.
+        parts: What else belongs to its health: `"database"` and `"cache"`.
 
     Raises:
         ConfigurationError: An `API_*` variable is invalid.
@@ -50,17 +58,18 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        service = _start(celery, settings)
+        service = _start(celery, settings, parts)
         attach(app, service)
         with _first_at_a_signal(service.streams.stop):
             yield
         service.streams.stop()
-        service.publisher.close()
-        service.reader.close()
+        for threads in (service.publisher, service.control, service.reader):
+            threads.close()
 
     app = _Api(
         settings,
-        title=title,
+        title=title or str(celery.main).replace("_", " ").title(),
+        version=_version_of(celery),
         description=description,
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
@@ -88,21 +97,34 @@ class _Api(FastAPI):
         # Around everything, so that no response goes out without its headers.
         return Guard(super().build_middleware_stack(), self._settings)
 
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            self.openapi_schema = document(self, needs_key=self._settings.secret is not None)
+        return self.openapi_schema
 
-def _start(celery: Celery, settings: Settings) -> Service:
+
+def _version_of(celery: Celery) -> str:
+    try:
+        return version(str(celery.main))
+    except PackageNotFoundError:
+        return "0"
+
+
+def _start(celery: Celery, settings: Settings, parts: Collection[str]) -> Service:
     # As a worker does it: tasks are known, and receivers of `on_after_configure` are called.
     celery.loader.import_default_modules()
     celery.finalize()
     write_times()
-    publisher, reader = Threads("broker", THREADS), Threads("result store", THREADS)
+    control, reader = Threads("broker", THREADS // 2), Threads("result store", THREADS)
     return Service(
         celery=celery,
         settings=settings,
         keys=keys_of(celery),
-        publisher=publisher,
+        publisher=Threads("broker or result store", THREADS),
+        control=control,
         reader=reader,
         streams=Streams(celery, settings.max_streams),
-        health=Health(celery, publisher, reader),
+        health=Health(celery, control, reader, parts),
     )
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Collection
 from typing import Any, Literal
 
 from celery import Celery
 from pydantic import BaseModel, Field
 
+from celery_service.api.checks import CHECKS, OPTIONAL
 from celery_service.api.problems import Unavailable
 from celery_service.api.threads import Threads
 from celery_service.dead_letters.store import redis_of
@@ -57,15 +58,16 @@ class Report(BaseModel):
 class Health:
     """Asks, and keeps the answers."""
 
-    def __init__(self, app: Celery, publisher: Threads, reader: Threads) -> None:
+    def __init__(
+        self, app: Celery, control: Threads, reader: Threads, parts: Collection[str]
+    ) -> None:
         self._app = app
-        self._publisher = publisher
+        self._control = control
         self._reader = reader
+        self._checks = {name: CHECKS[name] for name in parts}
         self._lock = asyncio.Lock()
         self._until = 0.0
         self._report: Report | None = None
-        #: Checks of further parts, by the name in the report.
-        self.checks: dict[str, Callable[[], Awaitable[object]]] = {}
 
     async def report(self) -> Report:
         """Return the health. One of several callers at the same time asks."""
@@ -76,13 +78,17 @@ class Health:
             return self._report
 
     async def _ask(self) -> Report:
-        names = ("celery", "broker", "results", *self.checks)
-        checks = [self._workers(), self._of(self._publisher.run(self._ask_broker))]
-        checks += [self._of(self._reader.run(self._ask_results))]
-        checks += [self._of(_limited(check())) for check in self.checks.values()]
+        names = ("celery", "broker", "results", *self._checks)
+        checks = [
+            self._workers(),
+            _component(self._control.run(self._ask_broker)),
+            _component(self._reader.run(self._ask_results)),
+            *(
+                _component(_limited(check()), optional=name in OPTIONAL)
+                for name, check in self._checks.items()
+            ),
+        ]
         found: dict[str, Any] = dict(zip(names, await asyncio.gather(*checks), strict=True))
-        if found["broker"].status != "healthy":
-            found["celery"] = Workers(status="unhealthy", error="The broker is away.")
         states = {each.status for each in found.values()}
         worst: Status = "healthy"
         if "unhealthy" in states:
@@ -91,18 +97,9 @@ class Health:
             worst = "degraded"
         return Report(status=worst, components=Components(**found))
 
-    async def _of(self, check: Awaitable[object]) -> Component:
-        try:
-            await check
-        except Unavailable as error:
-            return Component(status="unhealthy", error=str(error))
-        except Exception as error:
-            return Component(status="unhealthy", error=type(error).__name__)
-        return Component(status="healthy")
-
     async def _workers(self) -> Component:
         try:
-            answers = await self._publisher.run(self._ask_workers)
+            answers = await self._control.run(self._ask_workers)
         except Unavailable as error:
             return Workers(status="unhealthy", error=str(error))
         found = Workers(
@@ -132,19 +129,21 @@ class Health:
             client.ping()
 
 
+async def _component(check: Awaitable[object], *, optional: bool = False) -> Component:
+    status: Status = "degraded" if optional else "unhealthy"
+    try:
+        await check
+    except Unavailable as error:
+        return Component(status=status, error=str(error))
+    except Exception as error:
+        # The text of an error may name hosts and users.
+        return Component(status=status, error=type(error).__name__)
+    return Component(status="healthy")
+
+
 async def _limited(check: Awaitable[object]) -> None:
     try:
         async with asyncio.timeout(2):
             await check
     except TimeoutError:
         raise Unavailable("It doesn't answer.") from None
-
-
-async def ask_database() -> None:
-    """Ask the database."""
-    from sqlalchemy import text
-
-    from celery_service.data.database import get_engine
-
-    async with (await get_engine()).connect() as connection:
-        await connection.execute(text("SELECT 1"))

@@ -20,9 +20,9 @@ LOCK = 15
 
 CLAIM = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
 
-#: The request may send its task, the task was sent, another request is sending it, or the key
-#: belongs to another request.
-Claim = Literal["yours", "sent", "busy", "other"]
+#: The request may send its task: it is the first one, or others have failed before. Or the task was
+#: sent, another request is sending it, or the key belongs to a different request.
+Claim = Literal["new", "again", "sent", "busy", "other"]
 
 
 class Keys(Protocol):
@@ -40,7 +40,7 @@ class Keys(Protocol):
     def claim(self, key: str, fingerprint: str, task_id: str) -> tuple[Claim, str]:
         """Return what becomes of a request, and the id of its task."""
 
-    def release(self, key: str, *, sent: bool) -> None:
+    def release(self, key: str, *, sent: bool, forget: bool) -> None:
         """End the request that has claimed a key."""
 
 
@@ -82,12 +82,14 @@ class InRedis:
         claim, known = map(bytes_to_str, answer)
         return cast(Claim, claim), known
 
-    def release(self, key: str, *, sent: bool) -> None:
+    def release(self, key: str, *, sent: bool, forget: bool) -> None:
         record, lock = self._key(key)
         with self._redis.pipeline(transaction=True) as pipe:
             if sent:
                 pipe.hset(record, "sent", 1)
                 pipe.expire(record, DAY)
+            elif forget:
+                pipe.delete(record)
             pipe.delete(lock)
             pipe.execute()
 
@@ -113,10 +115,10 @@ class InMemory:
         now = time.monotonic()
         with self._mutex:
             record = self._records.get(key)
-            if record is None or record["until"] < now:
+            is_new = record is None or record["until"] < now
+            if record is None or is_new:
                 record = {"fingerprint": fingerprint, "task_id": task_id, "sent": False}
-                self._records[key] = record | {"until": now + DAY, "lock": 0.0}
-                record = self._records[key]
+                self._records[key] = record = record | {"until": now + DAY, "lock": 0.0}
             elif record["fingerprint"] != fingerprint:
                 return "other", ""
             if record["sent"]:
@@ -124,10 +126,11 @@ class InMemory:
             if record["lock"] > now:
                 return "busy", ""
             record["lock"] = now + LOCK
-            return "yours", str(record["task_id"])
+            return "new" if is_new else "again", str(record["task_id"])
 
-    def release(self, key: str, *, sent: bool) -> None:
+    def release(self, key: str, *, sent: bool, forget: bool) -> None:
         with self._mutex:
-            record = self._records[key]
-            record["sent"] = record["sent"] or sent
-            record["lock"] = 0.0
+            if forget:
+                del self._records[key]
+            else:
+                self._records[key] |= {"sent": sent, "lock": 0.0}

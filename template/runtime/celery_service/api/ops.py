@@ -1,10 +1,11 @@
 """For operators: queues, workers and dead letters."""
 
-import json
+import asyncio
 from typing import Any
 
 from celery import Celery
 from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
@@ -14,6 +15,7 @@ from celery_service.api.problems import Unavailable
 from celery_service.api.queues import Queue, queues
 from celery_service.api.routes import TaskId
 from celery_service.api.service import Service, ServiceOf
+from celery_service.api.status import plain
 from celery_service.api.tasks import Accepted
 from celery_service.dead_letters.replay import NotSent, replay
 from celery_service.dead_letters.store import DeadLetters
@@ -49,12 +51,15 @@ async def overview(
     limit: int = Query(default=MOST, ge=0, le=MOST, description="How many dead letters."),
 ) -> Overview:
     """Tell the queues, the workers, and the newest dead letters, without their arguments."""
-    total, letters = await service.reader.run(_newest, service.celery, limit)
-    found = await service.publisher.run(queues, service.celery)
-    workers = (await service.health.report()).components.celery
+    (total, letters), found, report = await asyncio.gather(
+        service.reader.run(_newest, service.celery, limit),
+        service.control.run(queues, service.celery),
+        service.health.report(),
+    )
+    active = report.components.celery.active
     return Overview(
         queues=found,
-        workers=[Worker(name=name, active=count) for name, count in workers.active.items()],
+        workers=[Worker(name=name, active=count) for name, count in active.items()],
         dead_letters=letters,
         dead_letters_total=total,
     )
@@ -64,7 +69,7 @@ async def overview(
 async def dead_letter(dead_letter_id: TaskId, service: ServiceOf) -> Response:
     """Give all that is known of a dead letter."""
     record = await _find(service, dead_letter_id)
-    return Response(json.dumps(_plain(record)), media_type="application/json")
+    return JSONResponse(plain(record))
 
 
 @router.post("/dead-letters/{dead_letter_id}/replay", status_code=202)
@@ -74,7 +79,7 @@ async def replay_dead_letter(
     """Send the task of a dead letter again, under its old id. The dead letter goes."""
     record = await _find(service, dead_letter_id)
     try:
-        sent = await service.publisher.run(_replay, service.celery, service.keys, record)
+        sent = await service.control.run(_replay, service.celery, service.keys, record)
     except NotSent as error:
         if isinstance(error.__cause__, OperationalError | RedisError | OSError):
             raise Unavailable("The broker can't be reached.") from error
@@ -107,16 +112,9 @@ def _newest(app: Celery, count: int) -> tuple[int, list[Record]]:
     store = DeadLetters(app)
     records = store.newest(count) if count else []
     short = [{name: each[name] for name in each if name not in LONG} for each in records]
-    return len(store), [_plain(each) for each in short]
+    return len(store), [plain(each) for each in short]
 
 
 def _replay(app: Celery, keys: Keys, record: Record) -> bool:
     keys.add(record["id"])
     return replay(app, DeadLetters(app), record)
-
-
-def _plain(record: Record) -> Record:
-    """Return a record that is plain JSON: arguments may be dates, and text no valid Unicode."""
-    text = json.dumps(record, default=str, ensure_ascii=False)
-    plain: Record = json.loads(text.encode(errors="replace"))
-    return plain

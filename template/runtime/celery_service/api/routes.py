@@ -78,9 +78,7 @@ async def cancel_task(
 ) -> TaskStatus:
     """Cancel a task: workers don't start it any more. The answer has its state before that."""
     if not task.has_ended:
-        await service.publisher.run(
-            service.celery.control.revoke, task.task_id, terminate=terminate
-        )
+        await service.control.run(service.celery.control.revoke, task.task_id, terminate=terminate)
     return task
 
 

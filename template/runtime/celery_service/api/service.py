@@ -20,8 +20,10 @@ class Service:
     celery: Celery
     settings: Settings
     keys: Keys
-    #: Threads that send tasks and commands.
+    #: Threads that send tasks.
     publisher: Threads
+    #: Threads that send commands to workers, and ask for queues.
+    control: Threads
     #: Threads that read results and dead letters. They answer while the broker is away.
     reader: Threads
     streams: Streams

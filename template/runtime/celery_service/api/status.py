@@ -1,8 +1,9 @@
 """What is known of a task: its state, progress, result or error. Never a traceback."""
 
+import json
 import zlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from celery import Celery, states
 from celery.backends.base import KeyValueStoreBackend
@@ -10,6 +11,8 @@ from pydantic import BaseModel
 
 from celery_service.api.keys import Keys
 from celery_service.tasks.progress import PROGRESS
+
+T = TypeVar("T")
 
 #: A task whose state is one of these doesn't change any more.
 ENDS = states.READY_STATES
@@ -77,7 +80,23 @@ def read(app: Celery, keys: Keys, task_id: str) -> TaskStatus | None:
 
 
 def status_of(task_id: str, stored: Mapping[str, Any]) -> TaskStatus:
-    """Return the status that a worker has stored."""
+    """Return the status that a worker has stored, so that it can be sent as JSON."""
+    found = _read(task_id, stored)
+    try:
+        _ = found.as_json
+    except ValueError:  # a text is no valid Unicode
+        found = _read(task_id, plain(stored))
+    return found
+
+
+def plain(value: T) -> T:
+    """Return a value that any JSON can represent: tasks may have dates and odd text."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    cleaned: T = json.loads(text.encode(errors="replace"))
+    return cleaned
+
+
+def _read(task_id: str, stored: Mapping[str, Any]) -> TaskStatus:
     status, result = str(stored["status"]), stored.get("result")
     if status == states.SUCCESS:
         return TaskStatus(task_id=task_id, status=status, result=result)

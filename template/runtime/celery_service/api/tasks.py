@@ -52,7 +52,8 @@ class Sender:
         self._request = request
         self._response = response
         self._first: str | None = None
-        self._sent = 0
+        self._is_new = False
+        self._attempts = 0
 
     async def send(self, signature: Signature[Any], **options: Any) -> Accepted:
         """Send a task, or a chain or chord, and return what the client gets, with status 202.
@@ -64,7 +65,7 @@ class Sender:
         task_id = self._next_id()
         await self._service.publisher.run(self._publish, signature, task_id, options)
         accepted = self.accepted(task_id)
-        if self._sent == 1:
+        if self._attempts == 1:
             self._response.headers["Location"] = accepted.check_url
         return accepted
 
@@ -74,13 +75,13 @@ class Sender:
         return Accepted(task_id=task_id, check_url=f"{root}/api/v1/tasks/{quote(task_id)}")
 
     def _next_id(self) -> str:
-        self._sent += 1
+        self._attempts += 1
         if self._first is None:
             return str(uuid4())
-        if self._sent == 1:
+        if self._attempts == 1:
             return self._first
         # Tasks that are sent again get the ids that they had.
-        return str(uuid5(NAMESPACE_OID, f"{self._first}{self._sent}"))
+        return str(uuid5(NAMESPACE_OID, f"{self._first}{self._attempts}"))
 
     def _publish(self, signature: Signature[Any], task_id: str, options: dict[str, Any]) -> None:
         keys = self._service.keys
@@ -107,8 +108,8 @@ class Sender:
             claim, task_id = await self._service.publisher.run(
                 self._service.keys.claim, name, fingerprint, str(uuid4())
             )
-            if claim == "yours":
-                self._first = task_id
+            if claim in ("new", "again"):
+                self._first, self._is_new = task_id, claim == "new"
                 return name
             if claim == "sent":
                 raise AlreadySent(self.accepted(task_id))
@@ -121,11 +122,15 @@ class Sender:
 
     async def release(self, name: str, *, failed: bool) -> None:
         """End the claim. After an error, the same request may be sent again."""
-        sent = self._sent > 0 and not failed
+        sent = self._attempts > 0 and not failed
+        # A request that isn't valid uses up no key. One that has failed may have sent its task.
+        forget = self._is_new and self._attempts == 0
         # If this fails, the lock ends by itself, and a repetition sends the task once more, under
         # the same id.
         with contextlib.suppress(Exception):
-            await self._service.publisher.run(self._service.keys.release, name, sent=sent)
+            await self._service.publisher.run(
+                self._service.keys.release, name, sent=sent, forget=forget
+            )
 
 
 async def _sender(
