@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import signal
 import threading
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
@@ -20,6 +19,7 @@ from celery_service.api.health import Health
 from celery_service.api.keys import keys_of
 from celery_service.api.openapi import document
 from celery_service.api.ops import router as ops
+from celery_service.api.pages import PAGES, router_of
 from celery_service.api.queues import write_times
 from celery_service.api.service import Service, attach
 from celery_service.api.settings import Settings
@@ -41,6 +41,7 @@ def create_app(
     title: str = "",
     description: str = "",
     parts: Collection[str] = (),
+    pages: Collection[str] = tuple(PAGES),
 ) -> FastAPI:
     """Return the application of a service, with its own routes under `/api/v1`.
 
@@ -50,6 +51,7 @@ def create_app(
         title: The name of the service; by default, that of its package, such as "My Service".
         description: What it does.
         parts: What else belongs to its health: `"database"` and `"cache"`.
+        pages: The pages of the library to serve.
 
     Raises:
         ConfigurationError: An `API_*` variable is invalid.
@@ -82,9 +84,7 @@ def create_app(
     for router in (*routers, routes.tasks, ops, routes.health):
         app.include_router(router, prefix=V1)
     app.include_router(routes.health, include_in_schema=False)
-    if importlib.util.find_spec("celery_service.api.pages"):
-        pages: Any = importlib.import_module("celery_service.api.pages")
-        app.include_router(pages.router)
+    app.include_router(router_of(pages))
     return app
 
 
