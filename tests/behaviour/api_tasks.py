@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task, current_app
-from celery_service.observability.correlation import current
 from celery_service.tasks.progress import report_progress
 
 
@@ -32,12 +31,6 @@ def fail(path: str) -> str:
 
 
 @current_app.task(name="api.odd")
-def odd() -> str:
-    """Return a text that is no valid Unicode."""
-    return "\ud800"
-
-
-@current_app.task(name="api.correlation")
-def correlation() -> str | None:
-    """Return the correlation id."""
-    return current()
+def odd() -> list[Any]:
+    """Return what JSON can't represent: a text that is no valid Unicode, and no number."""
+    return ["\ud800", float("nan")]

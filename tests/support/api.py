@@ -4,8 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,17 +18,25 @@ from support.service import Service
 class Api:
     """A process that serves the API of a service, and a client of it."""
 
-    def __init__(self, service: Service, name: str = "api", **variables: str) -> None:
-        """Start it; `variables` are added to its environment."""
+    def __init__(
+        self,
+        service: Service,
+        name: str = "api",
+        *,
+        command: Sequence[str] = (),
+        port: int | None = None,
+        **variables: str,
+    ) -> None:
+        """Start it by this command, or by `celery … api`; `variables` are added to its environment."""
         self.service = service
         self.log = service.folder / f"{name}.log"
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://{HOST}:{self.port}"
         given = service.variables | {"API_PORT": str(self.port)} | variables
-        slug = service.project.slug
+        program, *arguments = command or ("celery", "-A", f"{service.project.slug}.celery", "api")
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [service.project.program("celery"), "-A", f"{slug}.celery", "api"],
+                [service.project.program(program), *arguments],
                 cwd=service.project.folder,
                 env=environment.of_a_user(given),
                 stdin=subprocess.DEVNULL,
@@ -37,8 +44,10 @@ class Api:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        headers = {"X-API-Key": given["API_KEY"]} if given.get("API_KEY") else {}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        headers = {"X-API-Key": given["API_KEY"]} if "API_KEY" in given else {}
+        # Threads may share it.
+        many = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=30, limits=many, trust_env=False)
 
     def wait_ready(self, seconds: float = 60) -> Self:
         """Wait until it serves requests."""
@@ -145,17 +154,3 @@ def allow(path: Path, key: str, number: int) -> None:
     """Let the task `api.steps` take a step."""
     with path.open("a") as file:
         file.write(f"{key} {number}\n")
-
-
-class Lag:
-    """The longest time that the API took to answer a request that needs no server: the lag of its loop."""
-
-    def __init__(self, api: Api) -> None:
-        self._url = f"{api.url}/health/live"
-        self.longest = 0.0
-
-    def measure(self, client: httpx.Client) -> None:
-        """Ask once."""
-        began = time.monotonic()
-        assert client.get(self._url).status_code == 200
-        self.longest = max(self.longest, time.monotonic() - began)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from celery_service.api.checks import CHECKS, OPTIONAL
 from celery_service.api.problems import Unavailable
-from celery_service.api.threads import Threads
+from celery_service.api.threads import LIMIT, Threads
 from celery_service.dead_letters.store import redis_of
 
 #: Seconds that an answer is kept, so that requests can't load the broker and the workers.
@@ -143,7 +143,7 @@ async def _component(check: Awaitable[object], *, optional: bool = False) -> Com
 
 async def _limited(check: Awaitable[object]) -> None:
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(LIMIT):
             await check
     except TimeoutError:
         raise Unavailable("It doesn't answer.") from None

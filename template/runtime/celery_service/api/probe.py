@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 
 #: Where to ask if the API listens on all addresses.
 ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-#: Seconds to wait. While the broker is away, the answer takes up to 2.5 seconds.
+#: Seconds to wait. While the broker is away, the answer takes two seconds.
 TIMEOUT = 4
 
 

@@ -129,5 +129,5 @@ def _unavailable(request: Request, error: Any) -> JSONResponse:
 
 
 def _failed(request: Request, error: Any) -> JSONResponse:
-    # The server logs the traceback.
+    # guard.py logs the traceback.
     return problem(500, request_id=_id(request))

@@ -90,9 +90,9 @@ def status_of(task_id: str, stored: Mapping[str, Any]) -> TaskStatus:
 
 
 def plain(value: T) -> T:
-    """Return a value that any JSON can represent: tasks may have dates and odd text."""
+    """Return a value that any JSON can represent: tasks may have dates, NaN and odd text."""
     text = json.dumps(value, default=str, ensure_ascii=False)
-    cleaned: T = json.loads(text.encode(errors="replace"))
+    cleaned: T = json.loads(text.encode(errors="replace"), parse_constant=lambda _: None)
     return cleaned
 
 

@@ -15,7 +15,7 @@ from celery_service.api.problems import Unavailable
 T = TypeVar("T")
 
 #: Seconds that a request waits for a server: clients get an answer within three seconds.
-LIMIT = 2.5
+LIMIT = 2.0
 
 
 class Threads:
