@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from support.browser import Console, find_chromium, keep_screenshot, open_browser
 from support.distribution import on_one_worker
 from support.servers import Server, require
-from support.service import service_on_redis
-from support.site import api_project, serve_api
+from support.service import api_project, service_on_redis
+from support.site import serve_api
 
 PHONE, DESKTOP, NARROWEST = 375, 1280, 320
 KEY = "a-key-of-some-length"

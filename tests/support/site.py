@@ -1,20 +1,11 @@
-"""The HTTP API of a service, as `celery -A … api` serves it."""
+"""The HTTP API of a service as a server that a test may stop and start again."""
 
-import functools
 import urllib.error
 import urllib.request
 
 from support import environment
-from support.project import InstalledProject, kept_project
 from support.servers import HOST, Server, free_port
-from support.service import OF_THE_FULL_PROJECT, TASK_MODULES, Service, full_project
-
-
-@functools.cache
-def api_project() -> InstalledProject:
-    """Return the plain project with its HTTP API, in the environment of the full one."""
-    modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
-    return kept_project({"include_fastapi": True}, modules, like=full_project())
+from support.service import Service
 
 
 def serve_api(service: Service, name: str = "api", **variables: str) -> Server:
