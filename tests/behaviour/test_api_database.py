@@ -18,6 +18,7 @@ from support.api import Api
 from support.servers import wait_until
 from support.service import Service, full_project, service_on_redis
 
+HOOKS = Path(__file__).parents[1] / "support" / "schemathesis_hooks.py"
 PERSON = {"email": "ada@example.com", "name": "Ada"}
 
 
@@ -67,13 +68,21 @@ def test_a_crash_between_commit_and_publish_needs_the_client_to_ask_again(servic
 
 
 def test_the_api_does_what_its_document_says(service: Service, tmp_path: Path) -> None:
-    with Api(service, API_KEY="sixteen-characters").wait_ready() as api:
-        command = [
-            *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/openapi.json"),
-            *("--header", "X-API-Key: sixteen-characters", "--max-examples", "15", "--seed", "1"),
-            *("--phases", "examples,coverage,fuzzing", "--checks", "all", "--no-color"),
-        ]
+    key = "sixteen-characters"
+    (tmp_path / "schemathesis.toml").write_text(f'[auth.openapi.key]\napi_key = "{key}"\n')
+    # With a worker, so that streams end.
+    with service.worker() as worker, Api(service, API_KEY=key).wait_ready() as api:
+        worker.wait_ready()
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment.of_a_user(), capture_output=True, text=True, timeout=300, check=False
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/openapi.json", "--no-color"),
+                *("--checks", "all", "--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "1"),
+            ],
+            cwd=tmp_path,
+            env=environment.of_a_user({"SCHEMATHESIS_HOOKS": str(HOOKS)}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -74,8 +74,8 @@ class Guard:
                 app = self._refusal(scope, headers) or self._app
                 await app(scope, receive, send_with_headers)
             except Exception:
-                # The client has got a problem with status 500. If the server saw the exception, too,
-                # it would close the connection, which the client may use again.
+                # The client has got a problem with status 500. A server that sees the exception
+                # closes the connection, which the client may use again.
                 logger.exception("request_failed", path=scope["path"], request_id=request_id)
             finally:
                 if not PROBES.fullmatch(scope["path"]):

@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from celery_service.tasks.arguments import InvalidArguments
 
@@ -93,7 +94,23 @@ def _id(request: Request) -> str | None:
 def _http(request: Request, error: Any) -> JSONResponse:
     standard = HTTPStatus(error.status_code).phrase
     detail = None if error.detail == standard else str(error.detail)
-    return problem(error.status_code, detail, request_id=_id(request), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return problem(error.status_code, detail, request_id=_id(request), headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of a path. Each method has a route of its own, and names only itself."""
+    routes = request.app.router.routes
+    methods = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    return [
+        method
+        for method in methods
+        if any(
+            each.matches({**request.scope, "method": method})[0] is Match.FULL for each in routes
+        )
+    ]
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
