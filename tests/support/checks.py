@@ -141,8 +141,9 @@ PROVIDED_BY = {
     "starlette": ("fastapi",),
     "yaml": ("pyyaml",),
 }
-#: Plugins of pytest that no test imports, and the fixture that is used instead.
+#: What no test imports, and the fixture or the class that is used instead.
 FIXTURES = {
+    "httpx2": "TestClient",
     "pytest-postgresql": "postgresql_proc",
     "pytest-redis": "redis_proc",
 }
