@@ -42,7 +42,8 @@ class Overview(BaseModel):
     queues: list[Queue]
     workers: list[Worker]
     dead_letters: list[dict[str, Any]]
-    dead_letters_total: int
+    #: None if they are only logged, because results are not in Redis.
+    dead_letters_total: int | None
 
 
 @router.get("")
@@ -108,11 +109,11 @@ async def _find(service: Service, record_id: str) -> Record:
 # --- in threads ---
 
 
-def _newest(app: Celery, count: int) -> tuple[int, list[Record]]:
+def _newest(app: Celery, count: int) -> tuple[int | None, list[Record]]:
     store = DeadLetters(app)
     records = store.newest(count) if count else []
     short = [{name: each[name] for name in each if name not in LONG} for each in records]
-    return len(store), [plain(each) for each in short]
+    return len(store) if store.are_kept else None, [plain(each) for each in short]
 
 
 def _replay(app: Celery, keys: Keys, record: Record) -> bool:

@@ -139,8 +139,13 @@ function showLetters(records, total) {
     if (letter.element === next) next = next.nextElementSibling;
     else list.insertBefore(letter.element, next);
   }
-  const shown = records.length < total ? `The newest ${records.length} of ${total}.` : `${total}, newest first.`;
-  say(document.getElementById("count"), total ? shown : "There are none.");
+  say(document.getElementById("count"), countOf(records.length, total));
+}
+
+function countOf(shown, total) {
+  if (total === null) return "Here they are only logged, because results are not in Redis.";
+  if (total === 0) return "There are none.";
+  return shown < total ? `The newest ${shown} of ${total}.` : `${total}, newest first.`;
 }
 
 // --- tables ---
@@ -162,8 +167,6 @@ function fill(id, rows) {
   );
 }
 
-const countOf = (active) => (typeof active === "object" && active !== null ? Object.keys(active).length : active);
-
 // --- refresh ---
 
 function announce(text) {
@@ -180,7 +183,7 @@ async function refresh(background = false) {
   try {
     const found = await (await call("GET", OPS, { background })).json();
     fill("queues", found.queues.map(({ name, length, oldest_age_seconds: age }) => [name, length, age == null ? null : duration(age)]));
-    fill("workers", found.workers.map(({ name, active }) => [name, countOf(active)]));
+    fill("workers", found.workers.map(({ name, active }) => [name, active]));
     document.getElementById("no-workers").hidden = found.workers.length > 0;
     showLetters(found.dead_letters, found.dead_letters_total);
     say(document.getElementById("updated"), `Updated at ${new Date().toLocaleTimeString()}`);
