@@ -30,8 +30,8 @@ WITH_EXTRAS = {
     **{
         f"celery_service.api.{module}": {"fastapi"}
         for module in (
-            *("app", "guard", "health", "openapi", "ops", "problems", "routes", "service", "streams", "tasks"),
-            "threads",
+            *("app", "guard", "health", "openapi", "ops", "pages", "problems", "routes", "service", "streams"),
+            *("tasks", "threads"),
         )
     },
     "celery_service.brokers.rabbitmq.transport": {"rabbitmq"},
