@@ -1,8 +1,8 @@
 """The command `api`: serve the API of the service."""
 
 import importlib.util
-import signal
 import socket
+from types import FrameType
 
 import click
 from celery import Celery
@@ -41,12 +41,14 @@ def _serve(app: Celery, path: str) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
     _refuse_a_taken_port(settings.host, settings.port)
-    # uvicorn raises the signal again after a clean stop.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        uvicorn.Server(config).run()
-    except KeyboardInterrupt:
-        return
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # uvicorn would raise the signal again after a clean stop, and break the stop off at
+            # the second Ctrl-C. It is short anyway: API_SHUTDOWN_TIMEOUT.
+            self.should_exit = True
+
+    Server(config).run()
 
 
 def _refuse_a_taken_port(host: str, port: int) -> None:
