@@ -24,11 +24,11 @@ def _serve(app: Celery, path: str) -> None:
 
     from celery_service.api.settings import Settings
     from celery_service.config.settings import read
-    from celery_service.observability.logging import set_up_handlers
+    from celery_service.observability.logging import set_up
 
     settings = read(Settings)
     settings.check_host()
-    set_up_handlers()
+    set_up()
     config = uvicorn.Config(
         path,
         host=settings.host,
