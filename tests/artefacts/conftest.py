@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("artefacts.promises")
 
 PROBE = REPOSITORY / "tests" / "behaviour" / "probe_tasks.py"
 PROJECTS: dict[str, dict[str, object]] = {
-    "redis": {"package_slug": "on_redis"},
+    "redis": {"package_slug": "on_redis", "monitoring": ["flower"]},
     "rabbitmq": {
         "package_slug": "on_rabbitmq",
         "broker": "rabbitmq",

@@ -63,7 +63,7 @@ class TestOnRabbitMQ(Promises):
         assert stack.python("print(json.dumps(celery.send_task('probe.new').get(timeout=30)))") == 42
 
     def test_one_beat_sends_and_a_second_is_refused(self, stack: Stack) -> None:
-        due = "Sending due task Test Task"
+        due = '"schedule_entry": "Test Task"'
         stack.wait_until(lambda: stack.logs("beat").count(due) >= 2, 60, "two periodic tasks")
         refused = stack.attempt("up", "--detach", "--no-recreate", "--scale", "beat=2")
         assert refused.returncode != 0

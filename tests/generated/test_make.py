@@ -1,5 +1,6 @@
 """What `make dev`, `make call` and their like do for somebody who types them, without a server or with one."""
 
+import base64
 import json
 import re
 import shutil
@@ -49,7 +50,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def installed(path: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with a database and the HTTP API in a folder whose name means a lot to shells, to URLs and to make."""
     folder = tmp_path_factory.mktemp("make") / "it's $5 & 100% #1"
-    project = render(folder, {"include_sqlalchemy": True, "include_fastapi": True})
+    project = render(folder, {"include_sqlalchemy": True, "include_fastapi": True, "monitoring": ["flower"]})
     (folder / project.slug / "tasks" / "notes.py").write_text(NOTES)
     run("make", "setup", cwd=folder, PATH=path)
     return project
@@ -156,6 +157,23 @@ def test_a_worker_waits_for_a_broker_that_is_away(project: Project, path: str, t
             terminal.type(CTRL_C)
             assert terminal.end() == -signal.SIGINT
     assert "make:" not in terminal.shown
+
+
+def test_flower_gets_a_password_for_one_run_if_there_is_none(project: Project, path: str) -> None:
+    port = free_port()
+    variables = environment() | {"PATH": path, "FLOWER_PORT": str(port)}
+    with Terminal("make", "flower", cwd=project.folder, env=variables) as terminal:
+        terminal.expect(f"http://127.0.0.1:{port}/", 60)
+        [(user, password)] = re.findall(r"the user is (\w+) and the password (\w{32})\b", terminal.shown)
+        pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Basic {pair}"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
+        terminal.type(CTRL_C)
+        status = terminal.end()
+    assert status == -signal.SIGINT
+    assert "make:" not in terminal.shown
+    assert "Traceback" not in terminal.shown
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from types import FrameType
 import click
 from celery import Celery
 
-EXTRA = "fastapi"
-
 
 @click.command(name="api")
 @click.pass_context
@@ -26,11 +24,11 @@ def _serve(app: Celery, path: str) -> None:
 
     from celery_service.api.settings import Settings
     from celery_service.config.settings import read
-    from celery_service.observability.logging import set_up_handlers
+    from celery_service.observability.logging import set_up
 
     settings = read(Settings)
     settings.check_host()
-    set_up_handlers()
+    set_up()
     config = uvicorn.Config(
         path,
         host=settings.host,
@@ -43,7 +41,7 @@ def _serve(app: Celery, path: str) -> None:
     _refuse_a_taken_port(settings.host, settings.port)
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
             # uvicorn would raise the signal again after a clean stop, and break the stop off at
             # the second Ctrl-C. It is short anyway: API_SHUTDOWN_TIMEOUT.
             self.should_exit = True

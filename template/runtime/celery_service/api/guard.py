@@ -76,7 +76,7 @@ class Guard:
             except Exception:
                 # The client has got a problem with status 500. A server that sees the exception
                 # closes the connection, which the client may use again.
-                logger.exception("request_failed", path=scope["path"], request_id=request_id)
+                logger.exception("request_failed", path=scope["path"])
             finally:
                 if not PROBES.fullmatch(scope["path"]):
                     logger.info(
@@ -85,7 +85,6 @@ class Guard:
                         path=scope["path"],
                         status=status,
                         seconds=round(time.perf_counter() - began, 4),
-                        request_id=request_id,
                     )
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
