@@ -103,7 +103,9 @@ class Guard:
             return refuse(403, "Pages of other sites can't use this API.")
         if self._key:
             given = headers.get(KEY, "").encode()
-            public = PUBLIC.fullmatch(scope["path"]) and scope["method"] in SAFE
+            # A server may put the path under which a proxy has it before ours.
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            public = PUBLIC.fullmatch(path) and scope["method"] in SAFE
             if not public and not hmac.compare_digest(given, self._key):
                 detail = f"The header {KEY} must have the key of this API."
                 return refuse(401, detail, WWW_Authenticate=KEY)
