@@ -20,6 +20,7 @@ PROJECTS: dict[str, dict[str, object]] = {
         "broker": "rabbitmq",
         "include_sqlalchemy": True,
         "include_aiocache": True,
+        "include_fastapi": True,
     },
 }
 #: Shorter times than in production, so that the tests take a minute: seconds.

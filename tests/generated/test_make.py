@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 import signal
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +48,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def installed(path: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with a database in a folder whose name means a lot to shells, to URLs and to make."""
+    """A project with a database and the HTTP API in a folder whose name means a lot to shells, to URLs and to make."""
     folder = tmp_path_factory.mktemp("make") / "it's $5 & 100% #1"
-    project = render(folder, {"include_sqlalchemy": True, "monitoring": ["flower"]})
+    project = render(folder, {"include_sqlalchemy": True, "include_fastapi": True, "monitoring": ["flower"]})
     (folder / project.slug / "tasks" / "notes.py").write_text(NOTES)
     run("make", "setup", cwd=folder, PATH=path)
     return project
@@ -78,8 +80,27 @@ def make(project: Project, path: str) -> Make:
     return call
 
 
-def dev(project: Project, path: str) -> Terminal:
-    return Terminal("make", "dev", cwd=project.folder, env=environment() | {"PATH": path})
+def dev(project: Project, path: str, port: int | None = None) -> Terminal:
+    variables = {"PATH": path, "API_PORT": str(port or free_port())}
+    return Terminal("make", "dev", cwd=project.folder, env=environment() | variables)
+
+
+def ask(url: str, body: object = None) -> dict[str, Any]:
+    """Send GET or, with a body, POST, and give the answer. Wait until the API serves requests."""
+
+    def answer() -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return json.load(response)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            return None
+
+    found: dict[str, Any] = wait_until(answer, 30, url)
+    return found
 
 
 def test_the_doctor_says_what_is_wrong_and_what_to_do(make: Make) -> None:
@@ -95,8 +116,14 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(make: Make) -> None:
 def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path: str, make: Make) -> None:
     text = """it's a "$HOME" `here` \\ and $(there)"""
     (project.folder / ".dev").mkdir(mode=0o755)
-    with dev(project, path) as terminal:
+    port = free_port()
+    with dev(project, path, port) as terminal:
         terminal.expect("\nHello World!", 60)
+        # The API uses the same files.
+        url = f"http://127.0.0.1:{port}"
+        accepted = ask(f"{url}/api/v1/reports", {"folders": ["."]})
+        wait_until(lambda: ask(f"{url}{accepted['check_url']}")["status"] == "SUCCESS", 30, "the report")
+        assert ask(f"{url}/health/detailed")["status"] == "healthy"
         status, printed = make("call", "TASK=note", f"ARGS={json.dumps([text])}")
         assert status == 0
         assert printed[0] == FILES
@@ -107,6 +134,7 @@ def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path:
     assert status == -signal.SIGINT
     assert "Warm shutdown" in terminal.shown
     assert "beat: Shutting down" in terminal.shown
+    assert "Finished server process" in terminal.shown
     assert "make:" not in terminal.shown
     assert (project.folder / "notes").read_text() == text
     assert (project.folder / ".dev").stat().st_mode & 0o777 == 0o700

@@ -49,6 +49,7 @@ DEFAULTS = {
     "include_sqlalchemy": False,
     "include_aiocache": False,
     "include_periodic_tasks": True,
+    "include_fastapi": False,
     "monitoring": [],
     "include_docker": True,
     "include_systemd": False,
@@ -267,6 +268,7 @@ RULES = [
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
     ("include_systemd", "maybe", YES_OR_NO),
+    ("include_fastapi", "maybe", YES_OR_NO),
     *[
         ("monitoring", answer, "must be a list such as [flower], or [] for none")
         for answer in ("flower", "yes", "{a: 1}", "a: [b", "[flower")

@@ -87,6 +87,8 @@ class Server:
     command: Sequence[str]
     environment: Mapping[str, str] | None = None
     log: Path
+    #: Where it runs; by default, where its log is.
+    folder: Path | None = None
     start_seconds: float = 10
     stop_seconds: float = 10
     stop_signal: signal.Signals = signal.SIGTERM
@@ -179,7 +181,7 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
-                cwd=self.log.parent,
+                cwd=self.folder or self.log.parent,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -177,6 +177,17 @@ class DeadLetters:
         counts = {bytes_to_str(reason): int(number) for reason, number in found.items()}
         return dict.fromkeys(REASONS, 0) | counts
 
+    def get(self, record_id: str) -> Record | None:
+        """Return a record, if it is there."""
+        text = self._redis.hget(self._records, record_id) if self.are_kept else None
+        return None if text is None else loads(text)
+
+    def newest(self, count: int) -> list[Record]:
+        """Return so many records, newest first."""
+        ids = self._redis.zrevrange(self._times, 0, count - 1) if self.are_kept else []
+        texts = self._redis.hmget(self._records, ids) if ids else []
+        return [loads(text) for text in texts if text is not None]
+
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""
         which = [part for record in records for part in (record["id"], record["time"])]
