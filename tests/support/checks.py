@@ -130,6 +130,8 @@ MAY_MENTION = (
         r"as tests do in a container",
         "so they do, whether the service is in one or not",
     ),
+    ("docs/dev/logs.md", r"FastAPI or|`api_key`", "of web processes that aren't made by us"),
+    ("compose.yaml", r"/api/health", "where Grafana answers probes"),
     ("docs/dev/celery.md", r"With systemd,", "for whoever writes a unit of their own"),
     ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
 )

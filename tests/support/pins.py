@@ -354,6 +354,7 @@ PROMISED = {
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
     "basic_auth",  # an option of Flower
+    "status_code",  # of FastAPI's responses
 }
 
 
