@@ -10,6 +10,13 @@ from support.project import REPOSITORY, render
 from support.systemd_host import PASSWORD, Host, start_host
 
 PROBE = REPOSITORY / "tests" / "behaviour" / "probe_tasks.py"
+ANSWERS = {
+    "package_slug": "a_unit",
+    "include_sqlalchemy": True,
+    "include_fastapi": True,
+    "monitoring": ["flower"],
+    "include_systemd": True,
+}
 WORKER = "worker@default"
 #: The highest rating of systemd that passes, from 0 to 10.
 EXPOSURE = 3.0
@@ -23,9 +30,7 @@ pytestmark = pytest.mark.xdist_group("systemd")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A server with Redis, on which the units are installed and started."""
     require_engine()
-    project = render(
-        tmp_path_factory.mktemp("systemd") / "project", {"package_slug": "a_unit", "include_systemd": True}
-    )
+    project = render(tmp_path_factory.mktemp("systemd") / "project", ANSWERS)
     with start_host(project, PROBE) as host:
         said = host.shell("make install-systemd")
         assert "install -D -m 644 a-unit-worker@.service /etc/systemd/system/a-unit-worker@.service" in said
@@ -37,12 +42,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
             """echo CELERY_BROKER_TRANSPORT_OPTIONS=\\''{"visibility_timeout": 12}'\\' >>environment\n"""
             f"sed -i s/SHUTDOWN_TIMEOUT=.*/SHUTDOWN_TIMEOUT={GRACE}/ environment\n"
             "printf 'CELERY_WORKER_CONCURRENCY=1\\nHEALTH_MAX_SILENCE=10\\n' >>environment\n"
+            "sed -i s/FLOWER_PASSWORD=.*/FLOWER_PASSWORD=secret/ environment\n"
             "echo QUEUES=default,low_priority >worker-default\n"
             "mkdir -p /etc/systemd/system/a-unit-worker@.service.d\n"
             f"printf '[Service]\\nTimeoutStopSec={STOP_LIMIT}\\nWatchdogSec=10\\n'"
             " >/etc/systemd/system/a-unit-worker@.service.d/test.conf\n"
             "systemctl daemon-reload\n"
-            "systemctl enable --now --quiet a-unit.target a-unit-worker@default a-unit-beat",
+            "systemctl enable --now --quiet a-unit.target a-unit-worker@default a-unit-beat a-unit-api a-unit-flower",
             timeout=120,
         )
         yield host
@@ -58,7 +64,7 @@ def host(installed: Host) -> Host:
 
 def test_systemd_finds_no_mistake_in_the_units_and_little_exposure(host: Host, summary: list[str]) -> None:
     units = host.shell("ls /etc/systemd/system | grep '^a-unit.*[et]$'").replace("@.", "@default.").split()
-    assert len(units) == 3
+    assert len(units) == 6
     assert host.run("systemd-analyze", "verify", *units) == ""
     for unit in [unit for unit in units if unit.endswith(".service")]:
         rating = host.run("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
@@ -75,6 +81,13 @@ def test_worker_and_beat_are_ready_and_a_task_runs(host: Host) -> None:
         command = f"setpriv --reuid a-unit --regid a-unit --clear-groups sh -c '{probe.format(folder, what)}'"
         assert host.attempt(command)[0] == 0
     assert host.show(WORKER, "User") == "a-unit"
+
+
+def test_api_and_flower_answer(host: Host) -> None:
+    for kind, url in [("api", "http://127.0.0.1:8000/health/live"), ("flower", "http://127.0.0.1:5555/healthcheck")]:
+        get = f"/opt/a-unit/.venv/bin/python -c \"import urllib.request as r; print(r.urlopen('{url}').status)\""
+        host.wait(lambda get=get: host.attempt(get)[1].strip() == "200", 60, f"{kind} to answer")
+        assert host.show(kind, "ActiveState") == "active"
 
 
 def test_the_password_is_a_credential_only(host: Host) -> None:
