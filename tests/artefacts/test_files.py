@@ -77,12 +77,16 @@ def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequenc
         [example] = re.findall(r"```yaml\n(# production.yaml.*?)```", page, re.DOTALL)
         (folder / "production.yaml").write_text(example)
         for files in ("compose.yaml", "compose.yaml:compose.override.yaml", "production.yaml"):
-            assert run("docker", "compose", "config", "--quiet", cwd=folder, COMPOSE_FILE=files) == ""
+            # "*" is all profiles.
+            for profiles in ("", "*"):
+                command = ("docker", "compose", "--profile", profiles, "config", "--quiet")
+                assert run(*command, cwd=folder, COMPOSE_FILE=files) == ""
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_servers_listen_on_this_machine_only_and_no_password_is_in_the_files(broker: str, tmp_path: Path) -> None:
-    project = render(tmp_path / "project", {"broker": broker, "include_sqlalchemy": True})
+    answers = {"broker": broker, "include_sqlalchemy": True, "monitoring": ["prometheus"]}
+    project = render(tmp_path / "project", answers)
     for name in ("compose.yaml", "compose.override.yaml"):
         text = (project.folder / name).read_text()
         services = yaml.safe_load(text)["services"]
@@ -91,7 +95,7 @@ def test_servers_listen_on_this_machine_only_and_no_password_is_in_the_files(bro
         assert all(port.startswith("127.0.0.1:") for port in ports)
     compose = yaml.safe_load((project.folder / "compose.yaml").read_text())
     required = re.findall(r"\$\{(\w+_PASSWORD):\?", str(compose))
-    servers = ["REDIS", "POSTGRES"] + ["RABBITMQ"] * (broker == "rabbitmq")
+    servers = ["REDIS", "POSTGRES", "GRAFANA"] + ["RABBITMQ"] * (broker == "rabbitmq")
     assert set(required) == {f"{name}_PASSWORD" for name in servers}
     shown = (project.folder / ".env.example").read_text()
     assert all(re.search(f"^{name}=$", shown, re.MULTILINE) for name in required)

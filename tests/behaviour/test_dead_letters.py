@@ -9,9 +9,11 @@ import kombu
 import pytest
 import redis
 
+from support import environment
 from support.project import Worker
 from support.servers import wait_until
 from support.service import Service
+from support.terminal import Terminal
 
 #: A worker waits so many seconds for the result of a child that has died; by default, ten.
 SOON = {"CELERY_WORKER_LOST_WAIT": "1"}
@@ -181,7 +183,7 @@ def test_replays_at_the_same_time_send_each_once(service: Service) -> None:
     assert [each.returncode for each in replays] == [0, 0]
     assert sum(int(each.stdout.split()[0]) for each in replays) == 11
     for each in replays:
-        assert re.fullmatch(r"Replaying\n[0-9]+ skipped, since another replay sends them\n", each.stderr)
+        assert re.fullmatch(r"[0-9]+ skipped, since another replay sends them\n", each.stderr)
     wait_until(lambda: len(service.lines()) == 11, 30, "11 tasks")
     assert [letter["id"] for letter in service.letters()] == [letters[5]["id"]]
 
@@ -201,6 +203,27 @@ def test_filters_and_purge(service: Service) -> None:
     assert (unknown.returncode, unknown.stderr) == (1, "Error: no dead letter has the id no-such-id\n")
     wrong = service.dead_letters("list", "--older", "soon")
     assert "'soon' is no span of time; write 90s, 15m, 6h or 7d" in wrong.stderr
+
+
+def test_on_a_terminal_the_list_is_a_table_that_fits(service: Service) -> None:
+    task = service.send("failing.fail.delay(notes, 'x' * 200)")
+    service.wait_for_letters()
+    project = service.project
+    command = [project.program("celery"), "-A", f"{project.slug}.celery", "dead-letters"]
+    env = environment.of_a_user(service.variables)
+    with Terminal(*command, "list", cwd=project.folder, env=env, columns=90) as terminal:
+        assert terminal.end() == 0
+    head, line = terminal.shown.splitlines()
+    assert head.split() == ["ID", "AGE", "REASON", "TASK", "ERROR"]
+    assert len(line) <= 90
+    assert re.fullmatch(rf"{task}  \d+ s +failure  failing.fail +RuntimeError: no x+…", line)
+
+    with Terminal(*command, "purge", "--yes", cwd=project.folder, env=env, columns=90) as terminal:
+        assert terminal.end() == 0
+    assert re.search(r"Purging .*100%", terminal.shown)
+    assert terminal.shown.endswith("1 dropped\r\n")
+    # Where nobody watches, a line is complete and there is no progress.
+    assert service.dead_letters("list").stdout == ""
 
 
 def test_the_callback_of_a_chord_runs_when_its_tasks_have_succeeded_by_replay(service: Service) -> None:

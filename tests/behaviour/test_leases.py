@@ -151,6 +151,10 @@ def test_a_task_survives_if_redis_loses_its_data(project: InstalledProject, tmp_
         with redis.Redis.from_url(service.redis.url) as client:
             client.flushall()
         ours.wait_for("lost the lease of 1 messages, which others may run as well: probe.work", 2 * LEASE)
+        # `celery doctor` warns of it.
+        answers = service.python("celery.control.broadcast('report_of_service', reply=True, timeout=2)")
+        reports = {name: report for answer in answers for name, report in answer.items()}
+        assert {name.partition("@")[0]: report["leases_lost"] for name, report in reports.items()}["worker"] == 1
         ends_once(service, "long")
         assert service.result(task)["state"] == "SUCCESS"
 

@@ -103,6 +103,16 @@ def ask(url: str, body: object = None) -> dict[str, Any]:
     return found
 
 
+def test_the_doctor_says_what_is_wrong_and_what_to_do(make: Make) -> None:
+    status, printed = make("doctor")
+    assert status == 2
+    assert printed[0] == FILES
+    assert printed.count(FILES) == 1
+    broken = [line.split()[1] for line in printed if line.startswith("BROKEN ")]
+    assert broken == ["workers", "migrations"]
+    assert [line for line in printed if "→ Start a worker." in line]
+
+
 def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path: str, make: Make) -> None:
     text = """it's a "$HOME" `here` \\ and $(there)"""
     (project.folder / ".dev").mkdir(mode=0o755)

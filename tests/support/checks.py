@@ -69,6 +69,7 @@ NOT_JINJA = re.compile(
     r"\$\{\{.*?\}\}"  # GitHub's expressions
     r"|\$\{#\w+\}"  # the shell's length of a variable
     r"|\{\{ *(index )?[$.].*?\}\}"  # Go templates: Prometheus, Docker
+    r'|(?<="legendFormat": ").*(?=")'  # Grafana's names of labels
 )
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
@@ -90,6 +91,7 @@ EXTRAS = {
 #: How the variables of the library's settings start, where they belong to an option.
 PREFIXES = {
     "DATABASE_": "use_db",
+    "DOCTOR_": "use_rabbitmq",
     "CACHE_": "use_cache",
     "API_": "use_api",
     "FLOWER_": "use_flower",

@@ -130,6 +130,11 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.state:maybe_shutdown",
         "kombu.connection:Connection._ensure_connection",
     ),
+    "lifecycle.beat": (
+        "celery.beat:Scheduler.tick",
+        "celery.beat:Scheduler.close",
+        "celery.beat:Service.start",
+    ),
     "lifecycle.schedule": ("celery.app.base:Celery.add_periodic_task",),
     "lifecycle.shutdown": (
         "billiard.pool:Pool.__init__",  # _pool
@@ -145,6 +150,37 @@ USED: dict[str, tuple[str, ...]] = {
     "monitoring.opentelemetry.export": (
         "opentelemetry.sdk._shared_internal:BatchProcessor.shutdown",
         "opentelemetry.sdk.trace.export:BatchSpanProcessor.shutdown",  # _batch_processor
+    ),
+    "monitoring.prometheus.beat": (
+        "celery.beat:Scheduler.apply_async",
+        "celery.beat:Scheduler.tick",
+        "celery.beat:Service.start",
+    ),
+    "monitoring.prometheus.broker": (
+        "kombu.transport.redis:Channel._q_for_pri",
+        "kombu.transport.redis:Channel.conn_or_acquire",
+        "kombu.transport.redis:Channel.from_transport_options",  # global_keyprefix, priority_steps
+    ),
+    "monitoring.prometheus.requests": (
+        "celery.worker.request:Request.__init__",
+        "celery.worker.request:Request._announce_revoked",
+        "celery.worker.request:Request._retry_worker_lost",
+        "celery.worker.request:Request.on_accepted",
+        "celery.worker.request:Request.on_failure",
+        "celery.worker.request:Request.on_retry",
+        "celery.worker.request:Request.on_timeout",
+        "celery.worker.request:Request.reject",
+        "celery.worker.request:Request.send_event",
+        "celery.worker.request:create_request_cls",
+        "celery.worker.strategy:default",  # task.Request
+    ),
+    "monitoring.prometheus.worker": (
+        "celery.app.amqp:Queues.consume_from",
+        "celery.worker.state:active_requests",
+    ),
+    "observability.report": (
+        "celery.worker.control:Panel",
+        "celery.worker.state:active_requests",
     ),
     "tasks.base": (
         "billiard.common:terminate_handler_fired",
@@ -312,9 +348,9 @@ def missing() -> list[str]:
 PROMISED = {
     # Of log records, and hooks.
     *("msg", "exc_info", "service_entry", "service_fields", "service_json", "excepthook"),
-    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
     # Attributes of loggers, and of tracer providers.
     *("propagate", "sampler"),
+    *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls", "allow_reuse_port"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
     "basic_auth",  # an option of Flower

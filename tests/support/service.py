@@ -57,10 +57,12 @@ def monitored_project(*monitoring: str) -> InstalledProject:
 
 
 @functools.cache
-def green_project() -> InstalledProject:
+def green_project(*monitoring: str) -> InstalledProject:
     """Give a project without async tasks, in an environment with gevent and eventlet, which users add themselves."""
     modules = {"green": TASK_MODULES["green"]}
-    return kept_project({}, modules, extras=("redis", "rabbitmq"), add=("gevent", "eventlet"))
+    if monitoring:
+        return kept_project({"monitoring": sorted(monitoring)}, modules, like=green_project())
+    return kept_project({}, modules, extras=("redis", "rabbitmq", "prometheus"), add=("gevent", "eventlet"))
 
 
 class Service:

@@ -47,6 +47,10 @@ WITH_EXTRAS = {
     "celery_service.monitoring.opentelemetry.sampling": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.settings": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.spans": {"opentelemetry"},
+    **{
+        f"celery_service.monitoring.prometheus.{name}": {"prometheus"}
+        for name in ("beat", "broker", "requests", "server", "worker")
+    },
 }
 #: Declared although nothing imports it, and why.
 NOT_IMPORTED = {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PARTS = (
     "observability.correlation",
     "observability.logging",
+    "observability.report",
     "brokers.queues",
     "brokers.clients",
     "tasks",
@@ -24,6 +25,7 @@ PARTS = (
     "lifecycle.green",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
+    "lifecycle.beat",
     "lifecycle.schedule",
 )
 

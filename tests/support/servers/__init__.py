@@ -9,6 +9,7 @@ side and never touch the servers of the machine.
 
 from .base import HOST, Server, free_port, listens, require, wait_until
 from .postgres import find_postgres, start_postgres
+from .prometheus import promtool, start_prometheus
 from .rabbitmq import find_rabbitmq, start_rabbitmq
 from .redis import find_redis, replica_of, start_redis, start_sentinel
 
@@ -20,9 +21,11 @@ __all__ = [
     "find_redis",
     "free_port",
     "listens",
+    "promtool",
     "replica_of",
     "require",
     "start_postgres",
+    "start_prometheus",
     "start_rabbitmq",
     "start_redis",
     "start_sentinel",

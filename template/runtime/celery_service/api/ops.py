@@ -112,7 +112,7 @@ def _newest(app: Celery, count: int) -> tuple[int, list[Record]]:
     store = DeadLetters(app)
     records = store.newest(count) if count else []
     short = [{name: each[name] for name in each if name not in LONG} for each in records]
-    return len(store), [plain(each) for each in short]
+    return store.number(), [plain(each) for each in short]
 
 
 def _replay(app: Celery, keys: Keys, record: Record) -> bool:

@@ -70,7 +70,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, object]:
             value = _read_secret(variable, value)
         if name in SETTING_TYPES:
             settings[name] = from_text(variable, name, value)
-        elif variable not in READ_BY_CELERY and variable not in _command_line_variables():
+        elif not is_read(variable):
             names = [each for each in map(variable_of, SETTING_TYPES) if each not in COLLIDING]
             raise ConfigurationError(
                 f"{variable} is not a setting of Celery{nearest(variable, names)}"
@@ -83,10 +83,21 @@ def variable_of(setting: str) -> str:
     return PREFIX + setting.upper()
 
 
+def is_read(variable: str) -> bool:
+    """Tell whether Celery or its command line reads a variable that isn't one of a setting."""
+    return variable in READ_BY_CELERY or variable in _command_line_variables()
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return the end of an error message: the most similar candidate, or where they are listed."""
+    match = most_similar(name, candidates)
+    return f"; did you mean {match}?" if match else "; docs/dev/celery.md links to all of them."
+
+
+def most_similar(name: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate that `name` is most likely a misspelling of, or None."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.75)
-    return f"; did you mean {match[0]}?" if match else "; docs/dev/celery.md links to all of them."
+    return match[0] if match else None
 
 
 def _read_secret(variable: str, path: str) -> str:

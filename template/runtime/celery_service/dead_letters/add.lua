@@ -1,11 +1,12 @@
 -- Keep a record, and drop the oldest ones beyond the limits, in one step.
--- KEYS: records by id, ids by time, the number of records and of their bytes.
--- ARGV: id, time, record; the time before which records are too old, the maximum number of records,
--- the maximum number of bytes.
+-- KEYS: records by id, ids by time, the number of records and of their bytes, the number of records
+-- ever added by reason.
+-- ARGV: id, time, record, reason; the time before which records are too old, the maximum number of
+-- records, the maximum number of bytes.
 -- Returns how many records were dropped because of their age, their number and their bytes.
 local records, times, size = KEYS[1], KEYS[2], KEYS[3]
 local id, time, record = ARGV[1], ARGV[2], ARGV[3]
-local too_old, max_count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local too_old, max_count, max_bytes = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local counted, bytes = unpack(redis.call("hmget", size, "count", "bytes"))
 bytes = tonumber(bytes)
@@ -18,7 +19,9 @@ if tonumber(counted) ~= redis.call("hlen", records) then
 end
 
 bytes = bytes - redis.call("hstrlen", records, id) + #record
-redis.call("hset", records, id, record)
+if redis.call("hset", records, id, record) == 1 then
+    redis.call("hincrby", KEYS[4], ARGV[4], 1)
+end
 redis.call("zadd", times, time, id)
 
 local dropped = {0, 0, 0}

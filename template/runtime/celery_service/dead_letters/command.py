@@ -18,8 +18,15 @@ from celery_service.dead_letters.replay import NotSent, sender
 from celery_service.dead_letters.replay import replay as replay_one
 from celery_service.dead_letters.store import DAY, DeadLetters
 from celery_service.dead_letters.story import Record
+from celery_service.observability import terminal
 
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": DAY}
+
+#: The columns of `list`. Task and error are cut to fit the terminal, the id never.
+HEAD = ("ID", "AGE", "REASON", "TASK", "ERROR")
+
+#: The reading of more records than this shows its progress.
+MANY = 1000
 
 
 class Age(click.ParamType[float]):
@@ -67,12 +74,13 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, complete.")
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
-    """List dead letters, oldest first."""
-    for record in _select(_store(ctx), **filters):
-        if as_json:
+    """List dead letters, oldest first: on a terminal as a table, else complete, one a line."""
+    records = _select(_store(ctx), **filters)
+    if as_json:
+        for record in records:
             click.echo(json.dumps(record, default=str))
-        else:
-            click.echo(_line(record))
+    else:
+        _echo(records)
 
 
 @command.command()
@@ -120,8 +128,9 @@ def purge(ctx: click.Context, /, yes: bool, **filters: Any) -> None:
     if not yes:
         _say_what_would_happen("dropped", records)
         return
-    for record in records:
-        store.remove(record)
+    with terminal.progress(records, "Purging", len(records)) as bar:
+        for record in bar:
+            store.remove(record)
     click.echo(f"{len(records)} dropped")
 
 
@@ -142,7 +151,8 @@ def _select(
     older: float | None = None,
     newer: float | None = None,
 ) -> list[Record]:
-    records = list(store)
+    with terminal.progress(store, "Reading", store.number(), least=MANY) as bar:
+        records = list(bar)
     unknown = set(ids) - {record["id"] for record in records}
     if unknown:
         raise click.ClickException(f"no dead letter has the id {', '.join(sorted(unknown))}")
@@ -159,6 +169,27 @@ def _select(
     ]
 
 
+def _echo(records: list[Record]) -> None:
+    """Print records: for people as a table that fits the terminal, for scripts one a line."""
+    if not sys.stdout.isatty():
+        for record in records:
+            click.echo(_line(record))
+        return
+    now = time.time()
+    rows = [
+        (
+            record["id"],
+            terminal.span(now - record["time"]),
+            record["reason"],
+            str(record["task"]),
+            record["error"].partition("\n")[0],
+        )
+        for record in records
+    ]
+    for line in terminal.table(HEAD, rows, flexible=(3, 4), most=terminal.width()):
+        click.echo(line)
+
+
 def _line(record: Record) -> str:
     error = record["error"].partition("\n")[0][:100]
     line = f"{record['id']}  {record['failed_at']}  {record['task']}  {record['reason']}  {error}"
@@ -166,8 +197,7 @@ def _line(record: Record) -> str:
 
 
 def _say_what_would_happen(verb: str, records: list[Record]) -> None:
-    for record in records:
-        click.echo(_line(record))
+    _echo(records)
     click.echo(f"{len(records)} would be {verb}; --yes does it")
 
 
@@ -186,7 +216,7 @@ def _replay(app: Celery, store: DeadLetters, records: list[Record]) -> dict[str,
     """Send records again; return what is wrong with those that stay, by id."""
     kept: dict[str, str] = {}
     skipped = 0
-    with click.progressbar(records, label="Replaying", file=sys.stderr) as bar:
+    with terminal.progress(records, "Replaying", len(records)) as bar:
         for record in bar:
             try:
                 skipped += not replay_one(app, store, record)

@@ -22,6 +22,9 @@ from celery_service.observability.signals import dead_letter_added
 
 DAY = 24 * 60 * 60
 
+#: What can happen to a task that becomes a dead letter: see docs/dev/dead-letters.md.
+REASONS = ("chord", "failure", "poison", "rejected", "time_limit", "undecodable", "unknown_task")
+
 #: So much of an error is kept, in characters, where the whole record is too large.
 SHORT = 1000
 
@@ -74,6 +77,7 @@ class DeadLetters:
         self._records = f"{prefix}:records"
         self._times = f"{prefix}:times"
         self._size = f"{prefix}:size"
+        self._totals = f"{prefix}:totals"
 
     @property
     def are_kept(self) -> bool:
@@ -137,8 +141,8 @@ class DeadLetters:
             text = dumps(_shortened(record, len(text)))
         too_old = time.time() - settings.max_age_days * DAY
         dropped = self._redis.eval(
-            *(ADD, 3, self._records, self._times, self._size),
-            *(record["id"], record["time"], text),
+            *(ADD, 4, self._records, self._times, self._size, self._totals),
+            *(record["id"], record["time"], text, record["reason"]),
             *(too_old, settings.max_count, settings.max_bytes),
         )
         if any(dropped):
@@ -148,9 +152,14 @@ class DeadLetters:
     def _has(self, record_id: str) -> bool:
         return bool(self._redis.hexists(self._records, record_id))
 
-    def __len__(self) -> int:
+    def number(self) -> int:
         """Return the number of records; 0 where none are kept."""
         return int(self._redis.zcard(self._times)) if self.are_kept else 0
+
+    def oldest(self) -> float | None:
+        """Return the time of the oldest record, in seconds since 1970."""
+        first = self._redis.zrange(self._times, 0, 0, withscores=True) if self.are_kept else []
+        return float(first[0][1]) if first else None
 
     def __iter__(self) -> Iterator[Record]:
         """Give the records, oldest first."""
@@ -172,6 +181,13 @@ class DeadLetters:
         ids = self._redis.zrevrange(self._times, 0, count - 1) if self.are_kept else []
         texts = self._redis.hmget(self._records, ids) if ids else []
         return [loads(text) for text in texts if text is not None]
+
+    def count(self) -> tuple[int, dict[str, int]]:
+        """Return how many are kept, and how many were ever added for each reason."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            kept, added = pipe.zcard(self._times).hgetall(self._totals).execute()
+        counts = {bytes_to_str(reason): int(number) for reason, number in added.items()}
+        return kept, dict.fromkeys(REASONS, 0) | counts
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""

@@ -22,17 +22,29 @@ def install(app: Celery) -> None:
     """Make beat exit with one line if a handler raises or an entry names an unknown task."""
 
     def check(sender: Any, **kwargs: object) -> None:
-        if sender.app is not app:
-            return
-        recorder = _Recorder()
-        for handler, outcome in app.on_after_finalize.send(sender=recorder):
-            if isinstance(outcome, Exception):
-                raise SystemExit(f"beat: {handler.__qualname__} raised {outcome!r}: no schedule.")
-        app.loader.import_default_modules()
-        entries = {name: entry["task"] for name, entry in app.conf.beat_schedule.items()}
-        for name, task in (recorder.tasks | entries).items():
-            if task not in app.tasks:
-                raise SystemExit(f"beat: entry {name!r} names an unknown task, {task!r}.")
+        if sender.app is app:
+            try:
+                entries(app)
+            except ValueError as error:
+                raise SystemExit(f"beat: {error}") from None
 
     beat_init.connect(check, weak=False)
     beat_embedded_init.connect(check, weak=False)
+
+
+def entries(app: Celery) -> dict[str, str]:
+    """Return the schedule of `app`: the name of each entry → the name of its task.
+
+    Raises:
+        ValueError: A handler of `on_after_finalize` raises, or an entry names an unknown task.
+    """
+    recorder = _Recorder()
+    for handler, outcome in app.on_after_finalize.send(sender=recorder):
+        if isinstance(outcome, Exception):
+            raise ValueError(f"{handler.__qualname__} raised {outcome!r}: no schedule.")
+    app.loader.import_default_modules()
+    found = recorder.tasks | {name: each["task"] for name, each in app.conf.beat_schedule.items()}
+    for name, task in found.items():
+        if task not in app.tasks:
+            raise ValueError(f"entry {name!r} names an unknown task, {task!r}.")
+    return found

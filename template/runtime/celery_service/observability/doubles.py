@@ -61,8 +61,10 @@ def _of_request(record: logging.LogRecord) -> bool:
         # Without an event before it, the message goes back to the broker. The traceback shows only
         # Celery.
         record.exc_info = None
-        of_task = context.fields() or {}
-        return failed.get() is None or failed.get() != of_task.get("task_id")
+        of_task, told = context.fields() or {}, failed.get()
+        # The same task may be replayed.
+        failed.set(None)
+        return told is None or told != of_task.get("task_id")
     return not (
         text.startswith(("Discarding revoked task", "Hard time limit"))
         or text == "Task %s[%s] retry: %s"

@@ -62,6 +62,8 @@ class Leases:
         self.holder = ""
         #: Outcomes by delivery tag that Redis doesn't know yet. The next connection sends them.
         self.untold: dict[str, str] = {}
+        #: How many messages others may have taken over, since this process started.
+        self.lost = 0
         self._held: dict[str, str] = {}
         #: Whether to fetch no more messages: the worker stops, or has given its messages back.
         self.closed = False
@@ -77,6 +79,11 @@ class Leases:
         # With green threads, the event loop logs and takes over messages, not the thread.
         self._unsaid: list[tuple[object, ...]] = []
         self._tended = 0.0
+
+    @property
+    def held(self) -> int:
+        """The number of messages that this process holds."""
+        return len(self._held)
 
     def new_tag(self, channel: Any) -> str:
         """Return the delivery tag of the next message, and renew its lease from now on."""
@@ -110,6 +117,7 @@ class Leases:
                 "This process was frozen or cut off from Redis, or Redis lost its data.",
                 *(len(known), ", ".join(known[:10])),
             )
+            self.lost += len(known)
             leases_lost.send(sender=self, count=len(known))
 
     def stop(self) -> None:
@@ -191,7 +199,7 @@ class Leases:
         tags = [tag.decode() for tag in found]
         for tag in tags:
             self._channel.qos.restore_by_tag(tag, client=client)
-        holders = Counter(_holder(tag) for tag in tags)
+        holders = Counter(holder_of(tag) for tag in tags)
         for holder, number in holders.items():
             self._warn("took over %d messages from %s, which has not renewed them", number, holder)
         return len(tags)
@@ -209,7 +217,8 @@ def _client_of(channel: Any) -> Any:
     return channel.Client(connection_pool=pool)
 
 
-def _holder(tag: str) -> str:
+def holder_of(tag: str) -> str:
+    """Return the node name of the worker that holds a message."""
     _, _, rest = tag.removeprefix(PREFIX).partition("/")
     return rest.rpartition("/")[0] or "a plain Kombu worker"
 
