@@ -126,6 +126,7 @@ MAY_MENTION = (
         r"as tests do in a container",
         "so they do, whether the service is in one or not",
     ),
+    ("compose.yaml", r"/api/health", "a path of Grafana"),
     ("docs/dev/logs.md", r"`api_key`|for FastAPI or Starlette", "a sign of a secret; an example for other programs"),
     ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
 )

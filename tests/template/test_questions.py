@@ -193,7 +193,7 @@ def test_the_dependencies_of_a_project_are_reserved(tmp_path: Path) -> None:
 
 
 #: What the dependencies that have no module of their own name provide. An empty set can't be in the way.
-IMPORT_NAMES = {"celery-types": set[str](), "pre-commit": {"pre_commit"}}
+IMPORT_NAMES = {"celery-types": set[str](), "pre-commit": {"pre_commit"}, "python-dotenv": {"dotenv"}}
 
 
 def import_names(distribution: str) -> set[str]:
