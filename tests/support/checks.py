@@ -109,6 +109,7 @@ WORDS = {
     "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
     "use_sentry": r"sentry",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
+    "use_kubernetes": r"kubernetes|kubectl|kustomize|\bk8s\b|\bkeda\b|\bpods?\b",
     "use_systemd": r"systemd|systemctl|supervisord?\b|journalctl|logrotate",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",

@@ -33,6 +33,7 @@ WITH_EXTRAS = {
     "celery_service.data.database": {"sqlalchemy"},
     "celery_service.data.schema": {"sqlalchemy"},
     "celery_service.data.types": {"sqlalchemy"},
+    "celery_service.data.wait": {"sqlalchemy"},
 }
 #: Declared although nothing imports it, and why.
 NOT_IMPORTED = {

@@ -51,6 +51,7 @@ DEFAULTS = {
     "include_periodic_tasks": True,
     "monitoring": [],
     "include_docker": True,
+    "include_kubernetes": False,
     "include_systemd": False,
     "ci": "github",
 }
@@ -264,6 +265,7 @@ RULES = [
     ("include_aiocache", "maybe", YES_OR_NO),
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
+    ("include_kubernetes", "maybe", YES_OR_NO),
     ("include_systemd", "maybe", YES_OR_NO),
     *[
         ("monitoring", answer, "must be a list such as [flower], or [] for none")
