@@ -73,7 +73,7 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
-UNPARSED |= {".mako", ".lua", ".target", ".conf", ".logrotate", ".environment"}
+UNPARSED |= {".mako", ".lua", ".env", ".target", ".conf", ".logrotate", ".environment"}
 
 #: Extra of the library → the option that asks for it.
 EXTRAS = {
