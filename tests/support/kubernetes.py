@@ -120,8 +120,9 @@ class Cluster:
             options += ["--env", f"{variable}={value}"]
         limits = spec["resources"]["limits"]
         options += [f"--cpus={limits['cpu'].replace('500m', '0.5')}", f"--memory={_mebibytes(limits['memory'])}"]
-        # Any user can write to an emptyDir, and to the other volumes because of fsGroup.
-        options += [f"--tmpfs={mount['mountPath']}:mode=0777,exec" for mount in spec.get("volumeMounts", [])]
+        # The user of a pod can write to its volumes, because of fsGroup.
+        owner = "uid={runAsUser},gid={runAsGroup}".format(**pod["securityContext"])
+        options += [f"--tmpfs={mount['mountPath']}:{owner},exec" for mount in spec.get("volumeMounts", [])]
         command = [expand(part, variables) for part in spec["args"]] if "args" in spec else []
         run("docker", "run", "--detach", *options, *extra, spec["image"], *command)
         self.started.append(unique)
