@@ -123,6 +123,7 @@ MAY_MENTION = (
         r"as tests do in a container",
         "so they do, whether the service is in one or not",
     ),
+    ("docs/dev/celery.md", r"With systemd,", "for whoever writes a unit of their own"),
     ("docs/dev/redis.md", r"the number of the database", "Redis numbers its own"),
 )
 
@@ -166,7 +167,8 @@ LATE_IMPORTS = {("celery", "services", "setup_caches")}
 
 
 def has_a_plain_path(file: File) -> Iterator[str]:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", file.path, re.ASCII):
+    # systemd's templates of units have an @ in their names.
+    if not re.fullmatch(r"[\w.@-]+(/[\w.@-]+)*", file.path, re.ASCII):
         yield "has odd characters in its path"
 
 

@@ -198,6 +198,8 @@ IMPORT_NAMES = {"celery-types": set[str](), "pre-commit": {"pre_commit"}}
 
 
 def import_names(distribution: str) -> set[str]:
+    if distribution.startswith("opentelemetry-"):
+        return {"opentelemetry"}
     return IMPORT_NAMES.get(distribution, {distribution.lower().replace("-", "_")})
 
 

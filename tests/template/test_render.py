@@ -283,8 +283,8 @@ def test_tree_checks_pass(check: Check) -> None:
         ),
         (
             depends_on_the_library_only,
-            {"runtime/pyproject.toml": LIBRARY + 'flower = ["flower"]\n'},
-            "no option asks for the extra flower",
+            {"runtime/pyproject.toml": LIBRARY + 'kafka = ["confluent-kafka"]\n'},
+            "no option asks for the extra kafka",
         ),
         (imports_are_declared, {"shop/celery.py": "import httpx\n"}, "httpx is imported but not declared for the"),
         (imports_are_declared, {"shop/celery.py": "import sqlalchemy\n"}, "sqlalchemy is imported but not declared"),
