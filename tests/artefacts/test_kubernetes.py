@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from celery_service.api.settings import Settings
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE, NAMES
 from celery_service.config.environment import read_settings
 from celery_service.lifecycle import health
@@ -268,16 +269,20 @@ def test_probes_and_commands_are_in_the_image(rendered: list[Rendered]) -> None:
             for container in pod["containers"]:
                 probes = {name: container[name] for name in container if name.endswith("Probe")}
                 names = {"startupProbe", "livenessProbe", "readinessProbe"}
-                assert probes.keys() == (names if component(workload) in {"worker", "beat"} else set())
+                assert probes.keys() == (names if component(workload) in {"worker", "beat", "api"} else set())
                 for name, probe in probes.items():
+                    # It takes 50 ms, and longer when the CPU is throttled.
+                    assert probe["timeoutSeconds"] >= 5
+                    if component(workload) == "api":
+                        paths = {"path": "/health/ready" if name == "readinessProbe" else "/health/live"}
+                        assert probe["httpGet"] == {**paths, "port": "http"}
+                        continue
                     *command, service, what = probe["exec"]["command"]
                     assert command == ["python", "-m", health.__name__]
                     assert service == each.answers["package_slug"]
                     ready = name == "readinessProbe"
                     assert what == ("beat" if component(workload) == "beat" else "ready" if ready else "live")
                     assert what in health.CHOICES
-                    # It takes 50 ms, and longer when the CPU is throttled.
-                    assert probe["timeoutSeconds"] >= 5
 
 
 def test_every_variable_is_known(rendered: list[Rendered]) -> None:
@@ -310,10 +315,29 @@ def test_pods_reach_their_servers_and_names_only(rendered: list[Rendered]) -> No
         assert all(rule["from"] for rule in policy["ingress"])
         allowed = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
         assert {53, 6379} <= allowed
-        served = {port["port"] for service in of_kind(each.objects, "Service") for port in service["spec"]["ports"]}
-        assert served <= allowed | {8000}
+        servers = [some for some in of_kind(each.objects, "Service") if "server" in some["spec"]["selector"]]
+        assert {port["port"] for service in servers for port in service["spec"]["ports"]} <= allowed
         into = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
         assert (9808 in into) is each.answers["use_prometheus"]
+
+
+def test_the_api_has_a_service_and_stops_after_its_last_requests(rendered: list[Rendered]) -> None:
+    for each in rendered:
+        apis = [(some, pod) for some, pod in each.of_the_service() if component(some) == "api"]
+        assert len(apis) == each.answers["use_api"]
+        for api, pod in apis:
+            labels = api["spec"]["template"]["metadata"]["labels"]
+            for kind in ("Service", "NetworkPolicy", "PodDisruptionBudget"):
+                spec = named(each.objects, kind, api["metadata"]["name"])["spec"]
+                selector = spec.get("podSelector", spec.get("selector"))
+                assert selector.get("matchLabels", selector).items() <= labels.items()
+            [container] = pod["containers"]
+            seconds = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+            shutdown: int = Settings.model_fields["shutdown_timeout"].default
+            assert pod["terminationGracePeriodSeconds"] == seconds + shutdown + 5
+            variables = environment_of(container, each.objects)
+            assert variables["API_HOST"] == "0.0.0.0"
+            assert each.overlay == "production" or len(variables["API_KEY"]) == 32
 
 
 # --- objects that others define ---------------------------------------------------------------------------------------
@@ -385,7 +409,7 @@ def test_prometheus_finds_the_pods_that_have_metrics(rendered: list[Rendered]) -
 
 # --- what a user does -------------------------------------------------------------------------------------------------
 
-ANSWERS = {"package_slug": "a_pod", "include_kubernetes": True, "include_sqlalchemy": True}
+ANSWERS = {"package_slug": "a_pod", "include_kubernetes": True, "include_sqlalchemy": True, "include_fastapi": True}
 
 
 @pytest.fixture(scope="module")
@@ -513,6 +537,14 @@ def test_pods_start_in_order_run_tasks_and_lose_none_at_a_stop(pods: Cluster, pr
     assert "default@" in worker.logs()
     header = "from a_pod.celery import celery\nfrom a_pod.tasks.pods import work\n"
     assert worker.run("python", "-c", header + "print(work.delay('fast', 0).get(timeout=30))") == "fast\n"
+
+    api = pods.start("Deployment", "a-pod-api")
+    ask = "import sys, urllib.request\nurllib.request.urlopen(f'http://a-pod-api:8000{sys.argv[1]}', timeout=10)\n"
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        path = api.spec[probe]["httpGet"]["path"]
+        api.wait(lambda path=path: worker.succeeds("python", "-c", ask, path), f"{path} of the API")
+    assert not worker.succeeds("python", "-c", ask, "/api/v1/ops")
+    assert api.stop(20) == 0
 
     # Two tasks run, and don't fit into the grace period. Three wait.
     keys = [f"task{number}" for number in range(5)]

@@ -81,6 +81,7 @@ EXTRAS = {
     "rabbitmq": "use_rabbitmq",
     "sqlalchemy": "use_db",
     "aiocache": "use_cache",
+    "fastapi": "use_api",
     "flower": "use_flower",
     "opentelemetry": "use_opentelemetry",
     "prometheus": "use_prometheus",
@@ -90,6 +91,7 @@ EXTRAS = {
 PREFIXES = {
     "DATABASE_": "use_db",
     "CACHE_": "use_cache",
+    "API_": "use_api",
     "FLOWER_": "use_flower",
     "METRICS_": "use_prometheus",
     "OTEL_": "use_opentelemetry",
@@ -104,6 +106,7 @@ WORDS = {
     "use_cache": r"aiocache|caching|(?<!\w)cache_(url|namespace|ttl|timeout)|services[./]cache"
     r"|cache\.sync|\bthe cache\b|inventory",
     "use_beat": r"(?<![a-z])beat(?![a-z])|celerybeat|periodic",
+    "use_api": r"fastapi|uvicorn|\bapi/|\bhttp api\b|\bapi_(key|host|port)|make api\b",
     "use_flower": r"flower",
     "use_opentelemetry": r"opentelemetry|otel_|otlp|\btracing\b|\btraces\b",
     "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
@@ -139,8 +142,9 @@ PROVIDED_BY = {
     "starlette": ("fastapi",),
     "yaml": ("pyyaml",),
 }
-#: Plugins of pytest that no test imports, and the fixture that is used instead.
+#: What no test imports, and the fixture or the class that is used instead.
 FIXTURES = {
+    "httpx2": "TestClient",
     "pytest-postgresql": "postgresql_proc",
     "pytest-redis": "redis_proc",
 }

@@ -153,14 +153,13 @@ class Container:
         """Run a command in it."""
         return run("docker", "exec", self.name, *command)
 
-    def probe(self, kind: str) -> tuple[bool, str]:
-        """Run a probe: whether it succeeds, and what it prints."""
-        done = attempt("docker", "exec", self.name, *self.spec[kind]["exec"]["command"])
-        return done.returncode == 0, done.stdout
+    def succeeds(self, *command: str) -> bool:
+        """Run a command in it, and return whether it succeeds."""
+        return attempt("docker", "exec", self.name, *command).returncode == 0
 
     def wait_for(self, kind: str) -> None:
-        """Wait until a probe succeeds."""
-        self.wait(lambda: self.probe(kind)[0], f"the {kind} of {self.name}")
+        """Wait until a probe that runs a command succeeds."""
+        self.wait(lambda: self.succeeds(*self.spec[kind]["exec"]["command"]), f"the {kind} of {self.name}")
 
     def wait_for_log(self, text: str) -> None:
         """Wait until it has printed this."""

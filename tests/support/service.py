@@ -22,8 +22,8 @@ TASK_MODULES = {path.stem.removesuffix("_tasks"): path for path in sorted(BEHAVI
 #: Those that need a database or a cache.
 OF_THE_FULL_PROJECT = {"cached", "database"}
 #: Everything that a service can have, both brokers included: which one it uses, CELERY_BROKER_URL says.
-FULL = {"include_sqlalchemy": True, "include_aiocache": True}
-EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "flower", "opentelemetry", "prometheus", "sentry")
+FULL = {"include_sqlalchemy": True, "include_aiocache": True, "include_fastapi": True}
+EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "fastapi", "flower", "opentelemetry", "prometheus", "sentry")
 QUEUES = ("high_priority", "default", "low_priority", "dead_letter")
 #: Where RabbitMQ keeps what is for later: a queue for each bit of the number of seconds.
 DELAYED = tuple(f"celery_delayed_{bit}" for bit in range(28))
@@ -40,6 +40,13 @@ def plain_project() -> InstalledProject:
     """Return the project without options, in the same environment. Its processes start faster, in 2/3 of the time."""
     modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
     return kept_project({}, modules, like=full_project())
+
+
+@functools.cache
+def api_project() -> InstalledProject:
+    """Return the plain project with the HTTP API, in the same environment."""
+    modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
+    return kept_project({"include_fastapi": True}, modules, like=full_project())
 
 
 @functools.cache

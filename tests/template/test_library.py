@@ -27,6 +27,13 @@ from support.sources import (
 MOST_LINES = 300
 #: The modules that need an extra: all others can be imported without any.
 WITH_EXTRAS = {
+    **{
+        f"celery_service.api.{module}": {"fastapi"}
+        for module in (
+            *("app", "guard", "health", "openapi", "ops", "problems", "routes", "service", "streams", "tasks"),
+            "threads",
+        )
+    },
     "celery_service.brokers.rabbitmq.transport": {"rabbitmq"},
     "celery_service.data.backends": {"aiocache"},
     "celery_service.data.cache": {"aiocache"},

@@ -49,6 +49,7 @@ DEFAULTS = {
     "include_sqlalchemy": False,
     "include_aiocache": False,
     "include_periodic_tasks": True,
+    "include_fastapi": False,
     "monitoring": [],
     "include_docker": True,
     "include_kubernetes": False,
@@ -267,6 +268,7 @@ RULES = [
     ("include_aiocache", "maybe", YES_OR_NO),
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
+    ("include_fastapi", "maybe", YES_OR_NO),
     ("include_kubernetes", "maybe", YES_OR_NO),
     ("include_systemd", "maybe", YES_OR_NO),
     *[

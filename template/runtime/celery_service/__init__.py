@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: The parts, in the order in which they are installed: each is a module with `install(app)`.
 PARTS = (
+    "observability.correlation",
     "observability.logging",
     "brokers.queues",
     "brokers.clients",

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import click
@@ -15,17 +14,12 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_service.dead_letters import chords
+from celery_service.dead_letters.replay import NotSent, sender
+from celery_service.dead_letters.replay import replay as replay_one
 from celery_service.dead_letters.store import DAY, DeadLetters
 from celery_service.dead_letters.story import Record
-from celery_service.tasks.arguments import InvalidArguments
 
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": DAY}
-
-# What belongs to the run that failed.
-NOT_AGAIN = {"expires", "origin", "retries"}
-
-#: Seconds in which no second `replay` touches a record that one is about to send.
-CLAIM = 60
 
 
 class Age(click.ParamType[float]):
@@ -177,17 +171,13 @@ def _say_what_would_happen(verb: str, records: list[Record]) -> None:
     click.echo(f"{len(records)} would be {verb}; --yes does it")
 
 
-class _NotSent(Exception):
-    """Why a record stays."""
-
-
 def _not_to_be_sent(app: Celery, records: list[Record]) -> dict[str, str]:
     """Return what is wrong with the records that can't be sent now, by id."""
     problems = {}
     for record in records:
         try:
-            _sender(app, record)
-        except _NotSent as problem:
+            sender(app, record)
+        except NotSent as problem:
             problems[record["id"]] = str(problem)
     return problems
 
@@ -198,43 +188,11 @@ def _replay(app: Celery, store: DeadLetters, records: list[Record]) -> dict[str,
     skipped = 0
     with click.progressbar(records, label="Replaying", file=sys.stderr) as bar:
         for record in bar:
-            if not store.claim(record, CLAIM):
-                skipped += 1
-                continue
             try:
-                _send(app, record)
-            except _NotSent as problem:
-                store.release(record["id"])
+                skipped += not replay_one(app, store, record)
+            except NotSent as problem:
                 kept[record["id"]] = str(problem)
-            else:
-                store.remove(record)
     if skipped:
         click.echo(f"{skipped} skipped, since another replay sends them", err=True)
     click.echo(f"{len(records) - len(kept) - skipped} replayed, {len(kept)} kept")
     return kept
-
-
-def _send(app: Celery, record: Record) -> None:
-    try:
-        _sender(app, record)()
-    except (OperationalError, RedisError, OSError, InvalidArguments) as error:
-        raise _NotSent(f"it can't be sent: {error}") from None
-
-
-def _sender(app: Celery, record: Record) -> Callable[[], object]:
-    """Return what sends a record again."""
-    if "bytes" in record:
-        raise _NotSent(f"it had {record['bytes']} bytes, so its arguments were not kept")
-    if "args" not in record:
-        raise _NotSent("it is no task" if record["task"] is None else "its arguments can't be read")
-    if record["reason"] == chords.CHORD:
-        try:
-            return chords.sender(app, record)
-        except chords.CanNotRun as reason:
-            raise _NotSent(str(reason)) from None
-    options = {name: value for name, value in record["options"].items() if name not in NOT_AGAIN}
-    options["headers"] |= {"replayed_from": record["id"]}
-    queue = record["queue"] or None
-    return partial(
-        app.send_task, record["task"], record["args"], record["kwargs"], queue=queue, **options
-    )

@@ -138,6 +138,10 @@ class DeadLetters:
     def _has(self, record_id: str) -> bool:
         return bool(self._redis.hexists(self._records, record_id))
 
+    def __len__(self) -> int:
+        """Return the number of records; 0 where none are kept."""
+        return int(self._redis.zcard(self._times)) if self.are_kept else 0
+
     def __iter__(self) -> Iterator[Record]:
         """Give the records, oldest first."""
         if not self.are_kept:
@@ -147,6 +151,17 @@ class DeadLetters:
             for text in self._redis.hmget(self._records, ids[start : start + 100]):
                 if text is not None:
                     yield loads(text)
+
+    def get(self, record_id: str) -> Record | None:
+        """Return a record, if it is there."""
+        text = self._redis.hget(self._records, record_id) if self.are_kept else None
+        return None if text is None else loads(text)
+
+    def newest(self, count: int) -> list[Record]:
+        """Return so many records, newest first."""
+        ids = self._redis.zrevrange(self._times, 0, count - 1) if self.are_kept else []
+        texts = self._redis.hmget(self._records, ids) if ids else []
+        return [loads(text) for text in texts if text is not None]
 
     def remove(self, *records: Record) -> None:
         """Forget records, and how often their messages were delivered."""

@@ -20,6 +20,14 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
+def add_processor(processor: structlog.typing.Processor) -> None:
+    """Have every line go through `processor`, such as one that adds the id of a trace.
+
+    Call it in `install`, before a process sets up its log.
+    """
+    _SHARED.append(processor)
+
+
 def install(app: Celery) -> None:
     """Point structlog at the standard library, which Celery's processes set up when they start."""
     structlog.configure(

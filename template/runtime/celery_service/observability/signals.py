@@ -1,4 +1,4 @@
-"""What happens in the library, for whoever counts or reports it, as `celery.signals` has it for Celery.
+"""What happens in the library, for whoever counts or reports it, as `celery.signals` for Celery.
 
 Receivers are called in the process and the thread in which it happens.
 """

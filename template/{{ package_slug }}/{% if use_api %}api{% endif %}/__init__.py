@@ -1,0 +1,1 @@
+"""The HTTP API. `app.py` has the application, `routes.py` what it offers."""
