@@ -440,6 +440,18 @@ def test_make_generates_passwords_once_and_refuses_the_image_of_the_template(pro
     assert container["image"] == f"registry.example.com/a-pod@sha256:{'12' * 32}"
 
 
+def test_make_finds_a_misspelt_field(project: Project, tmp_path: Path) -> None:
+    require_kubectl()
+    folder = tmp_path / "project"
+    shutil.copytree(project.folder, folder)
+    assert run("make", "--silent", "check-kubernetes", cwd=folder) == ""
+    deployment = folder / ROOT / "base/worker/deployment.yaml"
+    deployment.write_text(deployment.read_text().replace("minReadySeconds:", "minReadySecond:"))
+    done = attempt("make", "--silent", "check-kubernetes", cwd=folder)
+    assert done.returncode != 0
+    assert "minReadySecond" in done.stdout
+
+
 def test_without_kubectl_make_says_so(project: Project, tmp_path: Path) -> None:
     for name in ("sh", "make", "grep"):
         (tmp_path / name).symlink_to(shutil.which(name) or "")
@@ -539,11 +551,14 @@ def test_pods_start_in_order_run_tasks_and_lose_none_at_a_stop(pods: Cluster, pr
     assert worker.run("python", "-c", header + "print(work.delay('fast', 0).get(timeout=30))") == "fast\n"
 
     api = pods.start("Deployment", "a-pod-api")
-    ask = "import sys, urllib.request\nurllib.request.urlopen(f'http://a-pod-api:8000{sys.argv[1]}', timeout=10)\n"
+    ask = (
+        "import http.client, sys\nconnection = http.client.HTTPConnection('a-pod-api', 8000, timeout=10)\n"
+        "connection.request('GET', sys.argv[1])\nprint(connection.getresponse().status)"
+    )
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         path = api.spec[probe]["httpGet"]["path"]
-        api.wait(lambda path=path: worker.succeeds("python", "-c", ask, path), f"{path} of the API")
-    assert not worker.succeeds("python", "-c", ask, "/api/v1/ops")
+        api.wait(lambda path=path: "200" in worker.attempt("python", "-c", ask, path), f"{path} of the API")
+    assert worker.run("python", "-c", ask, "/api/v1/ops") == "401\n"
     assert api.stop(20) == 0
 
     # Two tasks run, and don't fit into the grace period. Three wait.

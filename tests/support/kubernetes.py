@@ -153,6 +153,10 @@ class Container:
         """Run a command in it."""
         return run("docker", "exec", self.name, *command)
 
+    def attempt(self, *command: str) -> str:
+        """Run a command in it, whether it fails or not, and return what it prints."""
+        return attempt("docker", "exec", self.name, *command).stdout
+
     def succeeds(self, *command: str) -> bool:
         """Run a command in it, and return whether it succeeds."""
         return attempt("docker", "exec", self.name, *command).returncode == 0
