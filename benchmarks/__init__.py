@@ -2,7 +2,7 @@
 
 Run by hand: `make bench`, or `python -m benchmarks NAME …`. Never part of the tests. What each benchmark compares and
 how is said in `tasks.py` (tasks on real workers), `workers.py` (their start and memory), `leases.py` (what they hold on
-Redis) and `template.py` (Copier).
+Redis), `api.py` (the HTTP API under load) and `template.py` (Copier).
 """
 
 import sys

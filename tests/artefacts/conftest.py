@@ -14,12 +14,13 @@ pytest.register_assert_rewrite("artefacts.promises")
 
 PROBE = REPOSITORY / "tests" / "behaviour" / "probe_tasks.py"
 PROJECTS: dict[str, dict[str, object]] = {
-    "redis": {"package_slug": "on_redis"},
+    "redis": {"package_slug": "on_redis", "monitoring": ["flower"]},
     "rabbitmq": {
         "package_slug": "on_rabbitmq",
         "broker": "rabbitmq",
         "include_sqlalchemy": True,
         "include_aiocache": True,
+        "include_fastapi": True,
     },
 }
 #: Shorter times than in production, so that the tests take a minute: seconds.

@@ -1,5 +1,9 @@
 """The Compose stack on RabbitMQ with all options is started, used, attacked and stopped."""
 
+import re
+
+import httpx
+
 from artefacts.promises import Promises
 from support.containers import Stack, assert_is_small, watching
 
@@ -22,6 +26,29 @@ class TestOnRabbitMQ(Promises):
         user = "print(json.dumps(create_user.delay('ada@example.com', 'Ada').get(timeout=30)))"
         assert stack.python(f"from {slug}.tasks.users import create_user\n{user}") == 1
 
+    def test_the_api_is_hardened_and_needs_its_generated_key(self, stack: Stack) -> None:
+        text = (stack.folder / ".env").read_text()
+        [key] = re.findall(r"^API_KEY=(\w{32})$", text, re.MULTILINE)
+        [port] = re.findall(r"^API_PORT=(\d+)$", text, re.MULTILINE)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30, trust_env=False) as client:
+            assert client.get("/ops").status_code == 401
+            client.headers["X-API-Key"] = key
+            person = {"email": "grace@example.com", "name": "Grace"}
+            accepted = client.post("/users", json=person)
+            assert accepted.status_code == 202
+            url = f"/tasks/{accepted.json()['task_id']}"
+            stack.wait_until(lambda: client.get(url).json()["status"] == "SUCCESS", 60, "the task of the API")
+            components = client.get("/health/detailed").json()["components"]
+            assert {part["status"] for part in components.values()} == {"healthy"}
+        assert stack.health("api") == "healthy"
+        host = stack.inspect("api")["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert {each["HostIp"] for each in host["PortBindings"]["8000/tcp"]} == {"127.0.0.1"}
+        stack.compose("stop", "api")
+        assert stack.inspect("api")["State"]["ExitCode"] == 0
+        stack.compose("up", "--detach", "--wait", "api")
+
     def test_code_is_reloaded(self, stack: Stack) -> None:
         def starts() -> int:
             return stack.logs("celery").count(" ready.")
@@ -36,7 +63,7 @@ class TestOnRabbitMQ(Promises):
         assert stack.python("print(json.dumps(celery.send_task('probe.new').get(timeout=30)))") == 42
 
     def test_one_beat_sends_and_a_second_is_refused(self, stack: Stack) -> None:
-        due = "Sending due task Test Task"
+        due = '"schedule_entry": "Test Task"'
         stack.wait_until(lambda: stack.logs("beat").count(due) >= 2, 60, "two periodic tasks")
         refused = stack.attempt("up", "--detach", "--no-recreate", "--scale", "beat=2")
         assert refused.returncode != 0

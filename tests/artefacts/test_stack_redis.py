@@ -1,8 +1,13 @@
 """The Compose stack on Redis is started, used, attacked and stopped, on a real engine."""
 
+import base64
 import re
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
+
+import pytest
 
 from artefacts.promises import Promises, send
 from support.commands import attempt
@@ -28,6 +33,22 @@ class TestOnRedis(Promises):
         finally:
             stack.compose("exec", "-T", "celery", "sh", "-c", f"kill -CONT {worker}")
         stack.wait_until(lambda: stack.health("celery") == "healthy", 30, "the worker to be healthy again")
+
+    def test_flower_is_hardened_and_asks_for_its_password(self, stack: Stack) -> None:
+        assert stack.health("flower") == "healthy"
+        host = stack.inspect("flower")["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["Memory"] > 0
+        settings = dict(re.findall(r"^(FLOWER_\w+)=(\S+)$", (stack.folder / ".env").read_text(), re.MULTILINE))
+        port, pair = settings["FLOWER_PORT"], f"admin:{settings['FLOWER_PASSWORD']}"
+        assert host["PortBindings"]["5555/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": port}]
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/tasks")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=20)
+        request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
 
     def test_the_error_about_a_taken_port_names_its_variable(self, stack: Stack, tmp_path: Path) -> None:
         second = Path(shutil.copytree(stack.folder, tmp_path / "second", ignore=shutil.ignore_patterns(".venv")))

@@ -5,6 +5,7 @@ Each writes what it does to a file, one line a step, so that a test sees what ra
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -104,6 +105,7 @@ def block(seconds: float) -> None:
 
 @task_received.connect
 def _block(request: Any, **_: object) -> None:
+    logging.getLogger(__name__).info("%s is received: %s", request.name, request.id)
     # In the event loop of the worker's main process, as if it waited for a lock.
     if request.name == "probe.stuck":
         time.sleep(60)

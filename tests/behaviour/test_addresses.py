@@ -106,7 +106,7 @@ def test_a_node_of_a_cluster_stops_workers_and_beat_with_one_line(
             ("worker", "memory://", node.url, "CELERY_RESULT_BACKEND"),
             ("beat", node.url, "", "CELERY_BROKER_URL"),
         ):
-            variables = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}
+            variables = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results, "LOG_LEVEL": "WARNING"}
             arguments = ["celery", "-A", f"{project.slug}.celery", command]
             done = run_command(project, arguments, variables, output=tmp_path / "printed")
             line = f"{variable} names a node of a Redis Cluster; name a Redis that is not a cluster."

@@ -93,8 +93,9 @@ def test_a_stream_goes_on_after_the_last_event(service: Service, api: Api) -> No
         assert last["data"]["progress"]["current"] == 1
     with api.follow(task_id, Last_Event_ID=last["id"]) as events:
         allow(service.notes, "again", 2)
-        assert next(events)["data"]["progress"]["current"] == 2
-        end = next(events)
+        *between, end = list(events)
+    # A state may be over before the stream has begun, but the one that was seen isn't sent again.
+    assert [event["data"]["progress"]["current"] for event in between] in ([], [2])
     assert end["data"]["status"] == "SUCCESS"
     # A client that hasn't seen the end gets it, and so does one that asks once more.
     for last_id in (last["id"], end["id"]):
@@ -171,7 +172,7 @@ def test_requests_at_the_same_time_send_one_task(service: Service, api: Api) -> 
     task_id = answers[0].json()["task_id"]
     api.result(task_id)
     log = (service.folder / "worker.log").read_text()
-    assert len(re.findall(rf"{task_id}\] received", log)) == 1
+    assert len(re.findall(rf'"task_started".*"{task_id}"', log)) == 1
 
 
 def test_errors_are_problem_details(api: Api) -> None:
@@ -217,7 +218,8 @@ def test_the_request_id_is_the_correlation_id(api: Api) -> None:
     assert api.result(task_id)["status"] == "FAILURE"
     wait_until(lambda: api.get(f"/ops/dead-letters/{task_id}").status_code == 200, 30, "the dead letter")
     letter = api.get(f"/ops/dead-letters/{task_id}").json()
-    assert letter["options"]["headers"]["celery_service_correlation_id"] == "of-a-report"
+    assert letter["correlation_id"] == "of-a-report"
+    assert '"of-a-report"' in api.text()
 
 
 def test_operators_replay_and_drop_dead_letters(service: Service, api: Api) -> None:

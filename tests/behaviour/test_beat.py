@@ -14,7 +14,7 @@ def test_beat_sends_hello_world_and_a_worker_runs_it(project: InstalledProject, 
             service.worker() as worker,
             Worker(project, env=service.variables, log=log, command="beat", arguments=schedule) as beat,
         ):
-            beat.wait_for("Sending due task Test Task", 40)
+            beat.wait_for('"event": "task_enqueued".*"schedule_entry": "Test Task"', 40)
             worker.wait_for("\nHello World!\n", 30)
 
 

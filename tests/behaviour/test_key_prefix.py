@@ -96,5 +96,5 @@ def test_a_permission_error_of_redis_is_logged_and_not_retried(
         service.send("probe.work.delay(notes, 'next')")
         service.wait_for_line("end next", 30)
         for event in ("result_not_stored", "dead_letter_not_kept"):
-            worker.wait_for(f'"id": "{failed}".*"server": "redis://one:\\*\\*@.*"event": "{event}"')
+            worker.wait_for(f'"event": "{event}".*"task_id": "{failed}".*"server": "redis://one:\\*\\*\\*@')
         assert "secret" not in worker.text()

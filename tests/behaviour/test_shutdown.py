@@ -109,11 +109,11 @@ def test_messages_that_wait_in_the_worker_are_returned(service: Service) -> None
     service.wait_for_line("start running")
     waiting = [service.send(f"probe.work.delay(notes, '{key}')") for key in "ab"]
     for task in waiting:
-        worker.wait_for(rf"{task}\S* received")
+        worker.wait_for(f"probe.work is received: {task}")
     # On RabbitMQ, the broker itself keeps it until its time has come.
     later = service.send("probe.work.apply_async((notes, 'later'), countdown=8)")
     if service.broker is service.redis:
-        worker.wait_for(rf"{later}\S* received")
+        worker.wait_for(f"probe.work is received: {later}")
     assert Stop(worker).seconds() < GRACE + LATE
     finish_elsewhere(service, running, *waiting, later)
     assert sorted(service.lines()) == sorted(

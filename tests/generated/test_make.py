@@ -1,11 +1,15 @@
 """What `make dev`, `make call` and their like do for somebody who types them, without a server or with one."""
 
+import base64
 import json
 import re
 import shutil
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,9 +48,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def installed(path: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with a database in a folder whose name means a lot to shells, to URLs and to make."""
+    """A project with a database and the HTTP API in a folder whose name means a lot to shells, to URLs and to make."""
     folder = tmp_path_factory.mktemp("make") / "it's $5 & 100% #1"
-    project = render(folder, {"include_sqlalchemy": True})
+    project = render(folder, {"include_sqlalchemy": True, "include_fastapi": True, "monitoring": ["flower"]})
     (folder / project.slug / "tasks" / "notes.py").write_text(NOTES)
     run("make", "setup", cwd=folder, PATH=path)
     return project
@@ -76,15 +80,40 @@ def make(project: Project, path: str) -> Make:
     return call
 
 
-def dev(project: Project, path: str) -> Terminal:
-    return Terminal("make", "dev", cwd=project.folder, env=environment() | {"PATH": path})
+def dev(project: Project, path: str, port: int | None = None) -> Terminal:
+    variables = {"PATH": path, "API_PORT": str(port or free_port())}
+    return Terminal("make", "dev", cwd=project.folder, env=environment() | variables)
+
+
+def ask(url: str, body: object = None) -> dict[str, Any]:
+    """Send GET or, with a body, POST, and give the answer. Wait until the API serves requests."""
+
+    def answer() -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return json.load(response)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            return None
+
+    found: dict[str, Any] = wait_until(answer, 30, url)
+    return found
 
 
 def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path: str, make: Make) -> None:
     text = """it's a "$HOME" `here` \\ and $(there)"""
     (project.folder / ".dev").mkdir(mode=0o755)
-    with dev(project, path) as terminal:
+    port = free_port()
+    with dev(project, path, port) as terminal:
         terminal.expect("\nHello World!", 60)
+        # The API uses the same files.
+        url = f"http://127.0.0.1:{port}"
+        accepted = ask(f"{url}/api/v1/reports", {"folders": ["."]})
+        wait_until(lambda: ask(f"{url}{accepted['check_url']}")["status"] == "SUCCESS", 30, "the report")
+        assert ask(f"{url}/health/detailed")["status"] == "healthy"
         status, printed = make("call", "TASK=note", f"ARGS={json.dumps([text])}")
         assert status == 0
         assert printed[0] == FILES
@@ -95,6 +124,7 @@ def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path:
     assert status == -signal.SIGINT
     assert "Warm shutdown" in terminal.shown
     assert "beat: Shutting down" in terminal.shown
+    assert "Finished server process" in terminal.shown
     assert "make:" not in terminal.shown
     assert (project.folder / "notes").read_text() == text
     assert (project.folder / ".dev").stat().st_mode & 0o777 == 0o700
@@ -127,6 +157,23 @@ def test_a_worker_waits_for_a_broker_that_is_away(project: Project, path: str, t
             terminal.type(CTRL_C)
             assert terminal.end() == -signal.SIGINT
     assert "make:" not in terminal.shown
+
+
+def test_flower_gets_a_password_for_one_run_if_there_is_none(project: Project, path: str) -> None:
+    port = free_port()
+    variables = environment() | {"PATH": path, "FLOWER_PORT": str(port)}
+    with Terminal("make", "flower", cwd=project.folder, env=variables) as terminal:
+        terminal.expect(f"http://127.0.0.1:{port}/", 60)
+        [(user, password)] = re.findall(r"the user is (\w+) and the password (\w{32})\b", terminal.shown)
+        pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Basic {pair}"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
+        terminal.type(CTRL_C)
+        status = terminal.end()
+    assert status == -signal.SIGINT
+    assert "make:" not in terminal.shown
+    assert "Traceback" not in terminal.shown
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,11 @@ def test_a_part_can_be_left_out(forks: Forks, service: Path) -> None:
     )
     assert forks.run(code, service, {"CELERY_BROKER_URL": "memory://"}).stdout == "0 0\n"
     code = re.sub(", without=.*}", "", code)
-    assert forks.run(code, service, {"CELERY_BROKER_URL": "memory://"}).stdout == "1 1\n"
+    assert forks.run(code, service, {"CELERY_BROKER_URL": "memory://"}).stdout == "1 2\n"
 
 
 def test_an_unknown_part_can_not_be_left_out() -> None:
-    with pytest.raises(ValueError, match=r"without=\['logging'\]: the parts are observability.logging, "):
+    with pytest.raises(ValueError, match=r"without=\['logging'\]: the parts are observability.correlation, "):
         celery_service.install(Celery("x", set_as_current=False), tasks="x.tasks", without={"logging"})
 
 

@@ -140,6 +140,7 @@ PROVIDED_BY = {
     "pydantic_core": ("pydantic",),
     "redbeat": ("celery-redbeat",),
     "starlette": ("fastapi",),
+    "tornado": ("flower",),
     "yaml": ("pyyaml",),
 }
 #: What no test imports, and the fixture or the class that is used instead.
@@ -163,6 +164,8 @@ ARROWS = {
 NOT_SETTINGS = {
     "HEALTH_DIR": "celery_service/lifecycle/health.py reads it: a probe that imports pydantic is slow",
     "HEALTH_MAX_SILENCE": "likewise",
+    "FLOWER_PORT": "Flower reads it",
+    "FLOWER_READ_ONLY": "likewise",
 }
 #: The one import of services in celery.py, inside the function that is called when a worker starts.
 LATE_IMPORTS = {("celery", "services", "setup_caches")}
@@ -396,9 +399,10 @@ def settings_are_documented(tree: Tree) -> Iterator[str]:
     for file in library_files(tree):
         read |= {name for name in settings_of(file) if _is_chosen(name, tree)}
     read |= {name for path, file in tree.files.items() if path.startswith("compose") for name in interpolated_in(file)}
-    shown = variables_of(tree.files[".env.example"]) - NOT_SETTINGS.keys()
+    shown = variables_of(tree.files[".env.example"])
     yield from (f"{name} is read but not in .env.example" for name in read - shown)
-    yield from (f"{name} is in .env.example but nothing reads it" for name in shown - read)
+    idle = shown - read - NOT_SETTINGS.keys()
+    yield from (f"{name} is in .env.example but nothing reads it" for name in idle)
 
 
 def _is_chosen(variable: str, tree: Tree) -> bool:

@@ -27,7 +27,7 @@ import celery_service
 TABLE = Path(__file__).parents[1] / "runtime" / "pins.txt"
 LIBRARY = Path(celery_service.__file__).parent
 #: Whose code may change without notice. The others promise what we use of them.
-PACKAGES = ("aiocache", "amqp", "billiard", "celery", "kombu", "redis")
+PACKAGES = ("aiocache", "amqp", "billiard", "celery", "flower", "kombu", "redis")
 
 #: Methods that Python calls. What else begins with two underscores, each version of Python has more of.
 METHODS = {"__call__", "__enter__", "__exit__", "__init__", "__init_subclass__", "__iter__", "__new__", "__reduce__"}
@@ -142,6 +142,10 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.terminate",
         "celery.worker.worker:WorkController.wait_for_soft_shutdown",
     ),
+    "monitoring.opentelemetry.export": (
+        "opentelemetry.sdk._shared_internal:BatchProcessor.shutdown",
+        "opentelemetry.sdk.trace.export:BatchSpanProcessor.shutdown",  # _batch_processor
+    ),
     "tasks.base": (
         "billiard.common:terminate_handler_fired",
         "celery.app.base:Celery.send_task",  # Task.apply_async and beat call it
@@ -154,6 +158,59 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.worker:WorkController.setup_defaults",
     ),
     "tasks.loop": ("billiard.pool:soft_timeout_sighandler",),
+    "monitoring.flower": (
+        "celery.bin.base:CLIContext.__init__",  # quiet
+        "flower.app:Flower.__init__",
+        "flower.app:Flower.start",
+        "flower.app:Flower.start_http_server",
+        "flower.app:Flower.stop",
+        # It reads the variables that we check, and takes Flower from its own module.
+        "flower.command:apply_env_options",
+        "flower.command:Flower",
+        # What asks for the password, and by which options.
+        "flower.views:BaseHandler.get_current_user",  # basic_auth
+        "flower.views.monitor:Metrics.get",
+        "flower.inspector:Inspector._on_update",
+    ),
+    "monitoring.sentry": (
+        # Its name in that module is set to the one that Sentry's integration has made.
+        "celery.app.trace:build_tracer",
+        "celery.worker.consumer.consumer:Consumer.update_strategies",
+        "celery.worker.request:Request._context",
+    ),
+    "observability.correlation": (
+        # They send the messages of a canvas while they run.
+        "celery.canvas:_chain.apply_async",
+        "celery.canvas:_chord.apply_async",
+        "celery.canvas:group.apply_async",
+    ),
+    "observability.doubles": (
+        # It drops their lines, by the texts.
+        "celery.app.trace:LOG_FAILURE",
+        "celery.app.trace:LOG_IGNORED",
+        "celery.app.trace:LOG_INTERNAL_ERROR",
+        "celery.app.trace:LOG_RECEIVED",
+        "celery.app.trace:LOG_REJECTED",
+        "celery.app.trace:LOG_RETRY",
+        "celery.app.trace:LOG_SUCCESS",
+        "celery.app.trace:TraceInfo._log_error",
+        "celery.app.trace:report_internal_error",
+        "celery.backends.base:Backend._ensure_retryable",
+        "celery.backends.redis:E_LOST",
+        "celery.beat:Scheduler.apply_entry",
+        "celery.worker.consumer.consumer:Consumer.on_unknown_message",
+        "celery.worker.consumer.consumer:Consumer.on_unknown_task",
+        "celery.worker.request:Request._retry_worker_lost",
+        "celery.worker.request:Request.on_failure",
+        "celery.worker.request:Request.on_timeout",
+        "celery.worker.request:Request.revoked",
+    ),
+    # The signals that it needs, and where they are sent.
+    "observability.events": (
+        "celery.app.trace:TraceInfo.handle_failure",
+        "celery.app.trace:TraceInfo.handle_retry",
+        "celery.worker.request:Request._announce_cancelled",
+    ),
     # It asks for time_limits, and calls on_failure.
     "tasks.request": ("celery.worker.request:Request._context", "celery.worker.request:create_request_cls"),
 }
@@ -253,9 +310,14 @@ def missing() -> list[str]:
 
 #: What stands in the language or in libraries that promise it.
 PROMISED = {
+    # Of log records, and hooks.
+    *("msg", "exc_info", "service_entry", "service_fields", "service_json", "excepthook"),
     *("_exit", "_Feature", "isolation_level", "daemon", "__annotations__", "task_cls"),
+    # Attributes of loggers, and of tracer providers.
+    *("propagate", "sampler"),
     # Settings of Celery, and an option of its command line.
     *("task_soft_time_limit", "task_time_limit", "soft_time_limit"),
+    "basic_auth",  # an option of Flower
 }
 
 

@@ -301,17 +301,18 @@ class Worker:
         arguments: Sequence[str] = (),
         app: str = "",
     ) -> None:
-        """Start it. `command` is "worker" or "beat"; `arguments` follow it. `app` is the project's by default."""
+        """Start it. `command` is such as "worker"; `arguments` follow it. `app` is the project's by default."""
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         # Two workers with one name would answer for each other.
         name = ["--hostname", f"{log.stem}@%h"] if command == "worker" else []
+        level = ["--loglevel", LEVEL[command]] if command in LEVEL else []
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [
                     *(project.program("celery"), "-A", app or f"{project.slug}.celery", command),
-                    *("--loglevel", LEVEL[command], *name, *arguments),
+                    *(*level, *name, *arguments),
                 ],
                 cwd=project.folder,
                 env=environment.of_a_user(env),

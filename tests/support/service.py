@@ -20,7 +20,7 @@ BEHAVIOUR = Path(__file__).parents[1] / "behaviour"
 #: Our own tasks by the name of their module in the project: "probe" is probe_tasks.py.
 TASK_MODULES = {path.stem.removesuffix("_tasks"): path for path in sorted(BEHAVIOUR.glob("*_tasks.py"))}
 #: Those that need a database or a cache.
-OF_THE_FULL_PROJECT = {"cached", "database"}
+OF_THE_FULL_PROJECT = {"cached", "database", "traced"}
 #: Everything that a service can have, both brokers included: which one it uses, CELERY_BROKER_URL says.
 FULL = {"include_sqlalchemy": True, "include_aiocache": True, "include_fastapi": True}
 EXTRAS = ("redis", "rabbitmq", "sqlalchemy", "aiocache", "fastapi", "flower", "opentelemetry", "prometheus", "sentry")

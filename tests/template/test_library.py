@@ -41,6 +41,13 @@ WITH_EXTRAS = {
     "celery_service.data.schema": {"sqlalchemy"},
     "celery_service.data.types": {"sqlalchemy"},
     "celery_service.data.wait": {"sqlalchemy"},
+    "celery_service.monitoring.opentelemetry": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.export": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.libraries": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.provider": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.sampling": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.settings": {"opentelemetry"},
+    "celery_service.monitoring.opentelemetry.spans": {"opentelemetry"},
 }
 #: Declared although nothing imports it, and why.
 NOT_IMPORTED = {

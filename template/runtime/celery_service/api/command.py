@@ -1,13 +1,11 @@
 """The command `api`: serve the API of the service."""
 
 import importlib.util
-import signal
 import socket
+from types import FrameType
 
 import click
 from celery import Celery
-
-EXTRA = "fastapi"
 
 
 @click.command(name="api")
@@ -26,11 +24,11 @@ def _serve(app: Celery, path: str) -> None:
 
     from celery_service.api.settings import Settings
     from celery_service.config.settings import read
-    from celery_service.observability.logging import set_up_handlers
+    from celery_service.observability.logging import set_up
 
     settings = read(Settings)
     settings.check_host()
-    set_up_handlers()
+    set_up()
     config = uvicorn.Config(
         path,
         host=settings.host,
@@ -41,12 +39,14 @@ def _serve(app: Celery, path: str) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
     _refuse_a_taken_port(settings.host, settings.port)
-    # uvicorn raises the signal again after a clean stop.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        uvicorn.Server(config).run()
-    except KeyboardInterrupt:
-        return
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+            # uvicorn would raise the signal again after a clean stop, and break the stop off at
+            # the second Ctrl-C. It is short anyway: API_SHUTDOWN_TIMEOUT.
+            self.should_exit = True
+
+    Server(config).run()
 
 
 def _refuse_a_taken_port(host: str, port: int) -> None:

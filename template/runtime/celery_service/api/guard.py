@@ -76,7 +76,7 @@ class Guard:
             except Exception:
                 # The client has got a problem with status 500. A server that sees the exception
                 # closes the connection, which the client may use again.
-                logger.exception("request_failed", path=scope["path"], request_id=request_id)
+                logger.exception("request_failed", path=scope["path"])
             finally:
                 if not PROBES.fullmatch(scope["path"]):
                     logger.info(
@@ -85,7 +85,6 @@ class Guard:
                         path=scope["path"],
                         status=status,
                         seconds=round(time.perf_counter() - began, 4),
-                        request_id=request_id,
                     )
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
@@ -104,7 +103,9 @@ class Guard:
             return refuse(403, "Pages of other sites can't use this API.")
         if self._key:
             given = headers.get(KEY, "").encode()
-            public = PUBLIC.fullmatch(scope["path"]) and scope["method"] in SAFE
+            # A server may put the path under which a proxy has it before ours.
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            public = PUBLIC.fullmatch(path) and scope["method"] in SAFE
             if not public and not hmac.compare_digest(given, self._key):
                 detail = f"The header {KEY} must have the key of this API."
                 return refuse(401, detail, WWW_Authenticate=KEY)

@@ -7,6 +7,7 @@ a client of its own. Without a Redis, it looks at the results instead.
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ LOOK = 5.0
 LOOK_WITHOUT_REDIS = 0.2
 #: Seconds that the thread waits for a message before it looks for new streams.
 WAIT = 0.05
+#: States that wait for a client.
+KEPT = 20
 #: Seconds until the next attempt, after an error.
 PAUSE = 1.0
 
@@ -34,16 +37,16 @@ logger = structlog.get_logger(__name__)
 
 
 class Follower:
-    """One stream. A slow client gets the newest state only, and misses some in between."""
+    """One stream. A client that reads slowly misses states, but never the newest."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
-        self._newest: TaskStatus | None = None
+        self._states: deque[TaskStatus] = deque(maxlen=KEPT)
         self._stopped = False
 
     def put(self, status: TaskStatus) -> None:
         """Take a state, in the event loop."""
-        self._newest = status
+        self._states.append(status)
         self._changed.set()
 
     def stop(self) -> None:
@@ -58,8 +61,8 @@ class Follower:
             self._changed.clear()
             if self._stopped:
                 return
-            if self._newest:
-                yield self._newest
+            while self._states:
+                yield self._states.popleft()
 
 
 class Streams:

@@ -12,9 +12,10 @@ from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from celery_service.brokers.messages import check
+from celery_service.brokers.messages import check, is_task
 from celery_service.dead_letters.store import DeadLetters
 from celery_service.dead_letters.story import context_of, story_of_message
+from celery_service.observability import context
 
 logger = get_logger(__name__)
 
@@ -51,19 +52,22 @@ class Consumer(_celerys):  # type: ignore[misc]
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Keep a message that doesn't have the form of a task."""
-        self.keep(message, "undecodable", InvalidTaskError("not a task"))
-        super().on_unknown_message(body, message)
+        with context.about(about(message, self.hostname)):
+            self.keep(message, "undecodable", InvalidTaskError("not a task"))
+            super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Keep a message for a task that this worker doesn't know, as during a deployment."""
-        self.keep(message, "unknown_task", unknown(message))
-        super().on_unknown_task(body, message, exc)
+        with context.about(about(message, self.hostname)):
+            self.keep(message, "unknown_task", unknown(message))
+            super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """Keep a message whose headers or body are invalid."""
-        self.keep(message, "undecodable", exc)
-        message.reject_log_error(logger, self.connection_errors)
-        task_rejected.send(sender=self, message=message, exc=exc)
+        with context.about(about(message, self.hostname)):
+            self.keep(message, "undecodable", exc)
+            message.reject_log_error(logger, self.connection_errors)
+            task_rejected.send(sender=self, message=message, exc=exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep a message whose body can't be decoded."""
@@ -72,6 +76,12 @@ class Consumer(_celerys):  # type: ignore[misc]
     def keep(self, message: Any, reason: str, exception: Exception) -> None:
         """Keep a message as a dead letter. The caller rejects the message afterwards."""
         keep(self.app, message, reason, exception)
+
+
+def about(message: Any, worker: str | None) -> context.Fields:
+    """Return what log lines about a message have that can't run."""
+    headers = message.headers if is_task(message.headers or {}) else {}
+    return context.of_headers(headers, message.delivery_info, worker)
 
 
 def unknown(message: Any) -> NotRegistered:

@@ -20,6 +20,7 @@ from celery_service.config.celeryconfig import read_celeryconfig
 from celery_service.config.defaults import DEFAULTS
 from celery_service.config.environment import read_settings, variable_of
 from celery_service.config.settings import ConfigurationError
+from celery_service.observability import redaction
 
 #: Settings that are dicts of options. If you set one option, the others keep their defaults.
 OPTIONS = ("broker_transport_options", "result_backend_transport_options")
@@ -41,6 +42,7 @@ def install(app: Celery, *, tasks: str, routes: Mapping[str, str]) -> None:
         settings = configuration(
             root=root, routes=routes, environ={"CELERY_BROKER_URL": "memory://"}
         )
+    redaction.add_settings(settings)
     app.config_from_object(settings)
 
 

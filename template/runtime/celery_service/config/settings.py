@@ -5,6 +5,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsError
 
+from celery_service.observability import redaction
+
 S = TypeVar("S", bound=BaseSettings)
 
 
@@ -23,12 +25,14 @@ def read(kind: type[S]) -> S:
         ConfigurationError: A variable is missing or its value is invalid.
     """
     try:
-        return kind()
+        settings = kind()
     except ValidationError as error:
         raise ConfigurationError(_in_one_line(kind, error)) from None
     except SettingsError as error:
         # A list or a dict isn't JSON. The message names the field, but not the value.
         raise ConfigurationError(f"The environment: {error}.") from None
+    redaction.add_settings(vars(settings))
+    return settings
 
 
 def _in_one_line(kind: type[BaseSettings], error: ValidationError) -> str:

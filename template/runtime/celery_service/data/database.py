@@ -14,12 +14,13 @@ from typing import Annotated, Any
 
 import kombu.exceptions
 import sqlalchemy.exc
+import sqlalchemy.ext.asyncio
 from celery.canvas import Signature
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from celery_service.config.settings import read
@@ -122,7 +123,8 @@ async def _open() -> AsyncGenerator[AsyncEngine, None]:
         if url.get_backend_name() == "sqlite"
         else {"connect_timeout": settings.connect_timeout}
     )
-    engine = create_async_engine(
+    # By this name, so that an instrumentation that replaces it later is used.
+    engine = sqlalchemy.ext.asyncio.create_async_engine(
         url,
         # These apply to this event loop: see Settings.
         pool_size=settings.pool_size,

@@ -66,7 +66,7 @@ def _add(store: DeadLetters, record: Record) -> None:
     def wait(error: Exception, intervals: Any, retries: int) -> float:
         if retries == 0:
             logger.warning(
-                "dead_letter_waits", id=record["id"], server=store.server, error=str(error)
+                "dead_letter_waits", task_id=record["id"], server=store.server, error=str(error)
             )
         return float(next(intervals))
 

@@ -14,7 +14,7 @@ from celery import Celery, states
 from celery.canvas import Signature, group
 from celery.result import GroupResult
 
-from celery_service.dead_letters.story import Record
+from celery_service.dead_letters.story import Record, headers_of
 
 #: The reason of these dead letters.
 CHORD = "chord"
@@ -42,6 +42,7 @@ def callback_of(record: Record) -> Record | None:
         "options": {},
         "callback": callback,
         "chord": group_id,
+        "correlation_id": record.get("correlation_id"),
         "deliveries": 0,
         "reason": CHORD,
         "error": f"{record['task']}[{record['id']}] of its chord failed: {record['error']}",
@@ -61,7 +62,7 @@ def sender(app: Celery, record: Record) -> Callable[[], object]:
     callback = Signature.from_dict(record["callback"], app=app)
     if isinstance(callback, group):
         raise CanNotRun("its callback is a group, whose tasks Celery has revoked; send it anew")
-    headers = (callback.options.get("headers") or {}) | {"replayed_from": record["id"]}
+    headers = (callback.options.get("headers") or {}) | headers_of(record)
     results = _results_of(app, record["chord"])
     return partial(callback.apply_async, (results,), headers=headers)
 

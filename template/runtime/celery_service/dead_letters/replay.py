@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from celery_service.dead_letters import chords
 from celery_service.dead_letters.store import DeadLetters
-from celery_service.dead_letters.story import Record
+from celery_service.dead_letters.story import Record, headers_of
 from celery_service.tasks.arguments import InvalidArguments
 
 # What belongs to the run that failed.
@@ -63,7 +63,7 @@ def sender(app: Celery, record: Record) -> Callable[[], object]:
         except chords.CanNotRun as reason:
             raise NotSent(str(reason)) from None
     options = {name: value for name, value in record["options"].items() if name not in NOT_AGAIN}
-    options["headers"] |= {"replayed_from": record["id"]}
+    options["headers"] |= headers_of(record)
     queue = record["queue"] or None
     return partial(
         app.send_task, record["task"], record["args"], record["kwargs"], queue=queue, **options

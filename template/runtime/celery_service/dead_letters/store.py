@@ -108,10 +108,20 @@ class DeadLetters:
                 if passes(error):
                     raise
                 logger.error(
-                    "dead_letter_not_kept", id=record["id"], server=self.server, error=str(error)
+                    "dead_letter_not_kept",
+                    task_id=record["id"],
+                    server=self.server,
+                    error=str(error),
                 )
-        told = ("id", "task", "reason", "error", "queue", "deliveries")
-        logger.error("dead_letter", **{name: record[name] for name in told})
+        # This may be another task than the one that runs: the callback of its chord.
+        logger.error(
+            "dead_letter",
+            task_id=record["id"],
+            task_name=record["task"],
+            retries=record.get("retries"),
+            correlation_id=record.get("correlation_id"),
+            **{name: record[name] for name in ("queue", "reason", "error", "deliveries")},
+        )
         dead_letter_added.send(sender=self._app, record=record)
 
     def _write(self, record: Record) -> None:
@@ -119,7 +129,7 @@ class DeadLetters:
         if len(text) > settings.max_bytes:
             logger.warning(
                 "dead_letter_too_large",
-                id=record["id"],
+                task_id=record["id"],
                 bytes=len(text),
                 DEAD_LETTERS_MAX_BYTES=settings.max_bytes,
                 kept="without its arguments; it can't be replayed",

@@ -10,6 +10,7 @@ from celery.app.task import Context
 
 from celery_service.brokers.messages import is_task, is_too_deep
 from celery_service.brokers.queues import queue_of
+from celery_service.observability import correlation
 
 Record = dict[str, Any]
 
@@ -27,7 +28,7 @@ def story(context: Context, *, reason: str, error: str) -> Record:
         "kwargs": context.kwargs,
         "queue": _queue(context.delivery_info),
         "options": options,
-        "correlation_id": context.correlation_id,
+        "correlation_id": correlation.of_context(context),
         "replayed_from": options["headers"].get("replayed_from"),
         "retries": context.retries,
         "deliveries": 1,
@@ -55,6 +56,7 @@ def story_of_message(message: Any, *, reason: str, error: str) -> Record:
         "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "backslashreplace"),
         "queue": _queue(message.delivery_info),
         "options": {},
+        "correlation_id": correlation.id_of(headers) if known else None,
         "deliveries": 1,
         "reason": "undecodable",
         "error": error,
@@ -73,13 +75,19 @@ def context_of(message: Any) -> Context:
 
 
 def own_headers(context: Context) -> Record:
-    """Return the headers that the sender added, without those of Celery."""
-    celerys = {"argsrepr", "kwargsrepr", "lang", "redelivered", "task"}
+    """Return the headers that the sender added, without those of Celery and ours."""
+    known = {"argsrepr", "kwargsrepr", "lang", "redelivered", "task", correlation.HEADER}
     return {
         name: value
         for name, value in vars(context).items()
-        if not hasattr(Context, name) and name not in celerys and not name.startswith(("_", "x-"))
+        if not hasattr(Context, name) and name not in known and not name.startswith(("_", "x-"))
     }
+
+
+def headers_of(record: Record) -> Record:
+    """Return the headers that a message gets when it is sent again."""
+    id_ = record.get("correlation_id")
+    return {"replayed_from": record["id"]} | ({correlation.HEADER: id_} if id_ else {})
 
 
 def _queue(delivery_info: Any) -> str:

@@ -91,6 +91,11 @@ def install(app: Celery) -> None:
     before_task_publish.connect(_add)
     task_prerun.connect(_enter)
     task_postrun.connect(_leave)
+    _join_canvases()
+
+
+@functools.cache  # once, for all apps
+def _join_canvases() -> None:
     # The messages of one canvas share an id, though Celery gives each task of a group its own root.
     for kind in (canvas.group, canvas._chain, canvas.chord):
         kind.apply_async = _together(kind.apply_async)  # type: ignore[method-assign]
@@ -125,9 +130,6 @@ def _leave(**kwargs: object) -> None:
 
 
 def _together(apply_async: Callable[..., Any]) -> Callable[..., Any]:
-    if hasattr(apply_async, "of_correlation"):  # for another app
-        return apply_async
-
     @functools.wraps(apply_async)
     def apply_under_one_id(self: Any, *args: Any, **options: Any) -> Any:
         if _current.get():
@@ -135,5 +137,4 @@ def _together(apply_async: Callable[..., Any]) -> Callable[..., Any]:
         with bind(str(uuid4())):
             return apply_async(self, *args, **options)
 
-    apply_under_one_id.of_correlation = True  # type: ignore[attr-defined]
     return apply_under_one_id

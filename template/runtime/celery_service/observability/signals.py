@@ -12,3 +12,7 @@ dead_letter_added = Signal(name="dead_letter_added", providing_args=["record"])
 #: This process lost the lease of messages that it runs, so that others may run them as well.
 #: Arguments: `count`.
 leases_lost = Signal(name="leases_lost", providing_args=["count"])
+
+#: The process that ran a task has died. The broker delivers the message again, up to three times.
+#: Arguments: `request`, `exception`. The sender is the task.
+process_lost = Signal(name="process_lost", providing_args=["request", "exception"])

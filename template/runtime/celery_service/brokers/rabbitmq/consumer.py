@@ -8,6 +8,7 @@ import celery.worker.consumer
 import kombu
 from celery import bootsteps
 from celery.exceptions import InvalidTaskError, Reject
+from celery.signals import task_revoked
 from celery.utils.log import get_logger
 from celery.worker.consumer import delayed_delivery
 from celery.worker.consumer.tasks import Tasks
@@ -15,12 +16,13 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_service.brokers import consumer
-from celery_service.brokers.consumer import keep, logged, unknown
+from celery_service.brokers.consumer import about, keep, logged, unknown
 from celery_service.brokers.messages import check, is_task
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE
 from celery_service.brokers.rabbitmq import BACKSTOP
 from celery_service.dead_letters.poison import PoisonMessage
 from celery_service.dead_letters.story import context_of
+from celery_service.observability import context as observability
 
 #: Seconds to wait for a heartbeat on the connection for events.
 MOMENT = 0.001
@@ -76,6 +78,10 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
         return [consumer]
 
     def _settle(self, message: Any) -> None:
+        with observability.about(about(message, self._parent.hostname)):
+            self._settle_message(message)
+
+    def _settle_message(self, message: Any) -> None:
         app = self._parent.app
         # The first entry says why and from which queue RabbitMQ moved the message here. Later
         # entries are from delays.
@@ -100,10 +106,11 @@ class KeepDeadLetters(bootsteps.ConsumerStep):
 
     def _revoke(self, message: Any) -> None:
         """Mark an expired task as revoked, as a worker does when it receives one."""
-        context = context_of(message)
-        logger.info("Discarding revoked task: %s[%s]", message.headers["task"], context.id)
+        app, context = self._parent.app, context_of(message)
         with logged("can't revoke a task"):
-            self._parent.app.backend.mark_as_revoked(context.id, "expired", request=context)
+            app.backend.mark_as_revoked(context.id, "expired", request=context)
+        told = {"request": context, "terminated": False, "signum": None, "expired": True}
+        task_revoked.send(sender=app.tasks.get(message.headers["task"]), **told)
 
     def _cause(self, message: Any) -> tuple[str, Exception]:
         try:

@@ -6,6 +6,7 @@ connection while it waits for a result. Here only workers retry, and a client th
 result reconnects.
 """
 
+import functools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ BATCH = 100
 logger = structlog.get_logger(__name__)
 
 _celerys: Any = celery.backends.redis
+
+
+#: The attribute that a pool of connections has which is Celery's, and not the service's.
+OF_CELERY = "is_of_celery"
 
 
 class ResultConsumer(_celerys.ResultConsumer):  # type: ignore[misc]
@@ -120,6 +125,12 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
 
     ResultConsumer = ResultConsumer
 
+    def _create_client(self, **params: Any) -> Any:
+        """Return a client. Its connections are marked as Celery's: tracing leaves them out."""
+        client = super()._create_client(**params)
+        setattr(client.connection_pool, OF_CELERY, True)
+        return client
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing. Celery would subscribe to each result when it sends the task."""
 
@@ -136,8 +147,28 @@ class RedisBackend(_celerys.RedisBackend):  # type: ignore[misc]
         except (RedisError, OperationalError) as error:
             if passes(error):
                 raise
-            told = {"id": task_id, "state": state, "server": self.as_uri(), "error": str(error)}
-            logger.error("result_not_stored", **told)
+            told = {"state": state, "server": self.as_uri(), "error": str(error)}
+            logger.error("result_not_stored", task_id=task_id, **told)
+        return result
+
+    def _ensure_retryable(self, func: Any, *args: Any, **options: Any) -> Any:
+        """Log once that a worker waits, instead of each attempt: observability/doubles.py."""
+        waits = False
+
+        @functools.wraps(func)
+        def ask(*args: Any, **options: Any) -> Any:
+            nonlocal waits
+            try:
+                return func(*args, **options)
+            except Exception as error:
+                if not waits and self.always_retry and self.exception_safe_to_retry(error):
+                    waits = True
+                    logger.warning("result_backend_away", server=self.as_uri(), error=str(error))
+                raise
+
+        result = super()._ensure_retryable(ask, *args, **options)
+        if waits:
+            logger.info("result_backend_back", server=self.as_uri())
         return result
 
     def patiently(self, ask: Callable[[], Any]) -> Any:
