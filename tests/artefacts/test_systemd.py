@@ -86,7 +86,11 @@ def test_worker_and_beat_are_ready_and_a_task_runs(host: Host) -> None:
 def test_api_and_flower_answer(host: Host) -> None:
     for kind, url in [("api", "http://127.0.0.1:8000/health/live"), ("flower", "http://127.0.0.1:5555/healthcheck")]:
         get = f"/opt/a-unit/.venv/bin/python -c \"import urllib.request as r; print(r.urlopen('{url}').status)\""
-        host.wait(lambda get=get: host.attempt(get)[1].strip() == "200", 60, f"{kind} to answer")
+
+        def answers(get: str = get) -> bool:
+            return host.attempt(get)[1].strip() == "200"
+
+        host.wait(answers, 60, f"{kind} to answer")
         assert host.show(kind, "ActiveState") == "active"
 
 

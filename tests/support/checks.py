@@ -74,8 +74,7 @@ NOT_JINJA = re.compile(
 
 #: Types that nothing here can parse. Whatever is neither listed nor parsed fails, so that new types are thought of.
 UNPARSED = {".gitignore", ".dockerignore", ".env.example", ".typed", ".service", ".timer", "LICENSE", "Dockerfile"}
-UNPARSED |= {".mako", ".lua", ".target", ".conf", ".logrotate", ".environment"}
-UNPARSED |= {".mako", ".lua"}
+UNPARSED |= {".mako", ".lua", ".env", ".target", ".conf", ".logrotate", ".environment"}
 #: A browser reads these: tests/behaviour/test_pages.py.
 UNPARSED |= {".css", ".html", ".js", ".svg"}
 
@@ -117,6 +116,7 @@ WORDS = {
     "use_prometheus": r"prometheus|grafana|metrics_(port|host)|promtool|\bthe metrics\b|alertmanager",
     "use_sentry": r"sentry",
     "use_docker": r"docker|\bcompose\b|compose[._-]|container|hadolint|mailpit|make (up|down|logs|scale|shell|image)\b",
+    "use_kubernetes": r"kubernetes|kubectl|kustomize|\bk8s\b|\bkeda\b|\bpods?\b",
     "use_systemd": r"systemd|systemctl|supervisord?\b|journalctl",
     "use_github": r"\.github/|github actions",
     "use_gitlab": r"gitlab",

@@ -40,6 +40,7 @@ WITH_EXTRAS = {
     "celery_service.data.database": {"sqlalchemy"},
     "celery_service.data.schema": {"sqlalchemy"},
     "celery_service.data.types": {"sqlalchemy"},
+    "celery_service.data.wait": {"sqlalchemy"},
     "celery_service.monitoring.opentelemetry": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.export": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.libraries": {"opentelemetry"},

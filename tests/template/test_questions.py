@@ -52,6 +52,7 @@ DEFAULTS = {
     "include_fastapi": False,
     "monitoring": [],
     "include_docker": True,
+    "include_kubernetes": False,
     "include_systemd": False,
     "ci": "github",
 }
@@ -267,8 +268,9 @@ RULES = [
     ("include_aiocache", "maybe", YES_OR_NO),
     ("include_periodic_tasks", "maybe", YES_OR_NO),
     ("include_docker", "maybe", YES_OR_NO),
-    ("include_systemd", "maybe", YES_OR_NO),
     ("include_fastapi", "maybe", YES_OR_NO),
+    ("include_kubernetes", "maybe", YES_OR_NO),
+    ("include_systemd", "maybe", YES_OR_NO),
     *[
         ("monitoring", answer, "must be a list such as [flower], or [] for none")
         for answer in ("flower", "yes", "{a: 1}", "a: [b", "[flower")
