@@ -17,7 +17,7 @@ from support.containers import require_engine
 from support.project import render
 from support.render import Renderer, Tree, copy_template
 from support.servers import require
-from support.space import Template, read_space
+from support.space import Combination, Template, covering_set, read_space
 
 #: The schema of each file, as check-jsonschema names it.
 SCHEMAS = {
@@ -29,11 +29,25 @@ SCHEMAS = {
 
 
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Tree]:
-    template = Template(copy_template(tmp_path_factory.mktemp("template")))
-    combinations = read_space(template)
-    renderer = Renderer(template, combinations)
+def combinations(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Combination]:
+    return read_space(Template(copy_template(tmp_path_factory.mktemp("template"))))
+
+
+@pytest.fixture(scope="module")
+def renderer(combinations: Sequence[Combination], tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    return Renderer(Template(copy_template(tmp_path_factory.mktemp("template"))), combinations)
+
+
+@pytest.fixture(scope="module")
+def trees(combinations: Sequence[Combination], renderer: Renderer) -> Sequence[Tree]:
+    """All projects."""
     return [renderer.render(combination) for combination in combinations]
+
+
+@pytest.fixture(scope="module")
+def pairwise(combinations: Sequence[Combination], renderer: Renderer) -> Sequence[Tree]:
+    """A few projects, in which every two answers meet: for tools that take long for each."""
+    return [renderer.render(combination) for combination in covering_set(combinations, 2)]
 
 
 def distinct(trees: Sequence[Tree], folder: Path, *names: str) -> list[Path]:
@@ -69,18 +83,18 @@ def test_the_dockerfile_has_no_known_mistake(trees: Sequence[Tree], tmp_path: Pa
     assert run(tool("hadolint"), *map(str, dockerfiles)) == ""
 
 
-def test_docker_has_no_warning_about_the_dockerfile(trees: Sequence[Tree], tmp_path: Path) -> None:
+def test_docker_has_no_warning_about_the_dockerfile(pairwise: Sequence[Tree], tmp_path: Path) -> None:
     require_engine()
-    for folder in distinct(trees, tmp_path, "Dockerfile", ".dockerignore"):
+    for folder in distinct(pairwise, tmp_path, "Dockerfile", ".dockerignore"):
         assert "no warnings found" in run("docker", "build", "--check", ".", cwd=folder)
 
 
-def test_compose_accepts_the_files_and_the_example_for_production(trees: Sequence[Tree], tmp_path: Path) -> None:
+def test_compose_accepts_the_files_and_the_example_for_production(pairwise: Sequence[Tree], tmp_path: Path) -> None:
     require_engine()
     names = ("compose.yaml", "compose.override.yaml", ".env.example", "docs/dev/docker.md")
-    for folder in distinct(trees, tmp_path, *names):
+    for folder in distinct(pairwise, tmp_path, *names):
         env = (folder / ".env.example").read_text()
-        (folder / ".env").write_text(env.replace("_PASSWORD=\n", "_PASSWORD=secret\n"))
+        (folder / ".env").write_text(re.sub(r"(_PASSWORD|API_KEY)=\n", r"\1=secret\n", env))
         page = (folder / "docs/dev/docker.md").read_text()
         [example] = re.findall(r"```yaml\n(# production.yaml.*?)```", page, re.DOTALL)
         (folder / "production.yaml").write_text(example)
