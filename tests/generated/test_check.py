@@ -10,7 +10,16 @@ from support.project import Project, render
 
 PROJECTS: dict[str, Mapping[str, object]] = {
     "nothing": {"include_periodic_tasks": False, "include_docker": False, "ci": "none"},
-    "everything": {"broker": "rabbitmq", "include_sqlalchemy": True, "include_aiocache": True, "ci": "gitlab"},
+    "everything": {
+        "broker": "rabbitmq",
+        "include_sqlalchemy": True,
+        "include_aiocache": True,
+        "include_fastapi": True,
+        "monitoring": ["flower", "prometheus", "opentelemetry", "sentry"],
+        "include_kubernetes": True,
+        "include_systemd": True,
+        "ci": "gitlab",
+    },
 }
 
 

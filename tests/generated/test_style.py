@@ -11,7 +11,7 @@ from support.project import render
 
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_the_style_does_not_depend_on_the_lowest_python(version: str, tmp_path: Path) -> None:
-    options = {"include_sqlalchemy": True, "include_aiocache": True}
+    options = {"include_sqlalchemy": True, "include_aiocache": True, "include_fastapi": True}
     project = render(tmp_path / "project", {"python_version": version} | options)
     for command in (["check"], ["format", "--check"]):
         run(str(Path(sys.executable).with_name("ruff")), *command, "--no-cache", cwd=project.folder)

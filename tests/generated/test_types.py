@@ -14,7 +14,13 @@ PAIRS = covering_set(read_space(Template(working_tree())), 2)
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> InstalledProject:
     """A project with all options. Its environment contains all packages that other projects need."""
-    options = {"broker": "rabbitmq", "include_sqlalchemy": True, "include_aiocache": True}
+    options = {
+        "broker": "rabbitmq",
+        "include_sqlalchemy": True,
+        "include_aiocache": True,
+        "include_fastapi": True,
+        "monitoring": ["flower", "prometheus", "opentelemetry", "sentry"],
+    }
     return install(render(tmp_path_factory.mktemp("installed") / "project", options))
 
 
