@@ -33,7 +33,7 @@ def read(lines: list[str]) -> list[dict[str, Any]]:
 def test_both_libraries_write_the_same_lines(forks: Forks, service: Path) -> None:
     code = (
         "logger.bind(order=1).info('saved %d', 7, customer='Zoë')\n"
-        "logging.getLogger('a.b').info('saved %d', 7, extra={'order': 1, 'customer': 'Zoë'})"
+        "logging.getLogger('a.b').info('saved %d', 7, extra={'order': 1, 'customer': 'Zoë', 'color_message': 'saved'})"
     )
     one, other = read(run(forks, service, code))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", one.pop("timestamp"))

@@ -26,7 +26,10 @@ LONGEST = 20_000
 #: What every line begins with.
 _FIRST = frozenset(("timestamp", "level", "event", "logger"))
 # What a record of the standard library has, besides what the caller passes as `extra`.
-_OF_A_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OF_A_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn's, the message again
+}
 _OWN = frozenset(("service_fields", "service_entry", "service_json"))
 #: Celery passes the arguments of tasks as `data`.
 _OF_CELERY = frozenset(("data",))
