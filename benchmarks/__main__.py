@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import api, leases, tasks, template, workers
+from . import api, leases, observability, tasks, template, workers
 from .report import HEAD, Row, write
 from .run import Run
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Row]]] = {
     "noop-rabbitmq": tasks.project_on_rabbitmq,
     "renewal": leases.renewal,
     "held": tasks.held_messages,
+    "observability": observability.cost,
     "api": api.under_load,
     "start": workers.start_and_memory,
     "copy": template.copy,
