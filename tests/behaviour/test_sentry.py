@@ -222,12 +222,17 @@ def test_monitors_of_the_schedule(service: Service, receiver: Receiver, tmp_path
     arguments = ["--schedule", schedule]
     with Worker(service.project, env=variables, log=tmp_path / "beat", command="beat", arguments=arguments) as beat:
         beat.wait_for('"schedule_entry": "Test Task"', 60)
-        wait_until(lambda: len(receiver.check_ins()) == 4, 60, "four check-ins")
+        wait_until(lambda: len(receiver.check_ins()) == 6, 60, "six check-ins")
     begun = [each for each in receiver.check_ins() if each["status"] == "in_progress"]
     ended = [each for each in receiver.check_ins() if each["status"] == "ok"]
-    assert {each["monitor_slug"] for each in begun} == {"Clean up old files", "Clean up temporary files"}
+    schedules = {each["monitor_slug"]: each["monitor_config"]["schedule"] for each in begun}
+    nightly, hourly = ({"type": "crontab", "value": f"0 {hour} * * *"} for hour in (2, "*"))
+    assert schedules == {
+        "Clean up old files": nightly,
+        "Clean up temporary files": nightly,
+        "Check the health": hourly,
+    }
     assert {each["check_in_id"] for each in begun} == {each["check_in_id"] for each in ended}
-    assert begun[0]["monitor_config"]["schedule"] == {"type": "crontab", "value": "0 2 * * *"}
     assert receiver.events() == []
 
 
