@@ -1,6 +1,5 @@
 """What is checked and said when a worker or beat starts."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -199,44 +198,7 @@ def test_a_worker_and_beat_warn_once(forks: Forks, service: Path, process: str) 
     assert log.count("is not tested with") == 1
 
 
-# --- logging ----------------------------------------------------------------------------------------------------------
-
-LOG = """
-import logging, structlog
-from my_service.celery import celery
-from celery.signals import task_prerun, task_postrun
-celery.log.setup(loglevel="INFO")
-from my_service.tasks.work import work
-structlog.get_logger("mine").info("structured", number=1)
-logging.getLogger("theirs").warning("plain %s", "text")
-task_prerun.send(sender=work, task_id="a", task=work)
-structlog.get_logger("mine").info("inside")
-logging.getLogger("theirs").info("inside, too")
-task_postrun.send(sender=work, task_id="a", task=work)
-try:
-    1 / 0
-except ZeroDivisionError:
-    logging.getLogger("theirs").exception("failed")
-logging.getLogger("theirs").debug("not shown")
-"""
-
-
-def test_both_kinds_of_loggers_write_the_same_json_lines(forks: Forks, service: Path) -> None:
-    done = forks.run(LOG, service, MEMORY)
-    assert done.stdout == ""
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [(line["event"], line["level"], line["logger"], line.get("task_id")) for line in lines] == [
-        ("structured", "info", "mine", None),
-        ("plain text", "warning", "theirs", None),
-        ("inside", "info", "mine", "a"),
-        ("inside, too", "info", "theirs", "a"),
-        ("failed", "error", "theirs", None),
-    ]
-    assert lines[0]["number"] == 1
-    assert lines[2]["task"] == "my_service.tasks.work.work"
-    assert "ZeroDivisionError" in lines[4]["exception"]
-    assert all(line["timestamp"].endswith("Z") for line in lines)
-
+# --- output -----------------------------------------------------------------------------------------------------------
 
 PRINT = """
 import os
