@@ -20,12 +20,12 @@ from celery_service.api.keys import keys_of
 from celery_service.api.openapi import document
 from celery_service.api.ops import router as ops
 from celery_service.api.pages import PAGES, router_of
-from celery_service.api.queues import write_times
 from celery_service.api.service import Service, attach
 from celery_service.api.settings import Settings
 from celery_service.api.streams import Streams
 from celery_service.api.tasks import AlreadySent, already_sent
 from celery_service.api.threads import Threads
+from celery_service.brokers.times import write_times
 from celery_service.config.settings import read
 
 V1 = "/api/v1"

@@ -66,10 +66,11 @@ def lengths(app: Celery, queues: Iterable[str]) -> Iterator[tuple[str, Length]]:
     with app.connection_for_read() as connection, broker_errors(connection):
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
         for name in queues:
-            yield name, _length(connection, name)
+            yield name, length_of(connection, name)
 
 
-def _length(connection: Any, queue: str) -> Length:
+def length_of(connection: Any, queue: str) -> Length:
+    """Ask the broker about a queue, on a connection that is open."""
     with connection.channel() as channel:
         try:
             found = channel.queue_declare(queue=queue, passive=True)

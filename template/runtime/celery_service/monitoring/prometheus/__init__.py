@@ -7,16 +7,13 @@ requests.py counts, broker.py looks at the queues and the dead letters, beat.py 
 server.py answers Prometheus.
 """
 
-import time
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, before_task_publish, celeryd_init
+from celery.signals import beat_init, celeryd_init
 
+from celery_service.brokers.times import write_times
 from celery_service.monitoring.prometheus.settings import settings
-
-#: The header of a message that says when it was sent, in seconds since 1970.
-SENT_AT = "sent_at"
 
 
 def install(app: Celery) -> None:
@@ -40,11 +37,6 @@ def install(app: Celery) -> None:
 
             beat.set_up(sender, settings)
 
-    before_task_publish.connect(_write_time, weak=False)
+    write_times()
     celeryd_init.connect(set_up_worker, weak=False)
     beat_init.connect(set_up_beat, weak=False)
-
-
-def _write_time(headers: dict[str, Any] | None = None, **_: object) -> None:
-    if headers is not None:
-        headers[SENT_AT] = round(time.time(), 3)

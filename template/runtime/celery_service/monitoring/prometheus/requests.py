@@ -14,7 +14,7 @@ from celery.utils.imports import symbol_by_name
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from celery_service.brokers.queues import queue_of
-from celery_service.monitoring.prometheus import SENT_AT
+from celery_service.brokers.times import SENT_AT
 
 #: The label of what isn't known, or of what there are too many of.
 OTHER = "other"

@@ -1,15 +1,14 @@
 """Workers and queues: who answers, what each runs, and what waits."""
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from celery import Celery
 
 from celery_service.brokers.queues import DEAD_LETTER_QUEUE
+from celery_service.brokers.times import time_of
 from celery_service.observability.doctor.finding import Finding, some, span
 from celery_service.observability.doctor.servers import (
     is_embedded,
@@ -28,8 +27,6 @@ OLD = 60 * 60
 SKEW = 5.0
 #: A busy machine may need longer for the first answer, in seconds.
 PATIENCE = 2.5
-#: The header of a message with the time at which it was sent.
-SENT_AT = "sent_at"
 
 
 class Answers(NamedTuple):
@@ -188,7 +185,7 @@ def _ages(app: Celery, queues: list[str]) -> Iterator[Finding]:
     with redis_of_broker(app) as found:
         for name in queues:
             # Publishers push to the left, workers take from the right.
-            sent = _sent_at(found.client.lindex(f"{found.prefix}{name}", -1))
+            sent = time_of(found.client.lindex(f"{found.prefix}{name}", -1))
             if sent is None:
                 silent.append(name)
             elif (age := time.time() - sent) > OLD:
@@ -199,12 +196,3 @@ def _ages(app: Celery, queues: list[str]) -> Iterator[Finding]:
     if silent:
         text = f"the messages in {some(silent)} don't say when they were sent"
         yield Finding("unseen", "ages", text)
-
-
-def _sent_at(text: bytes | None) -> float | None:
-    """Return when a message was sent, in seconds since 1970, if it has the header."""
-    try:
-        value = json.loads(text or b"")["headers"][SENT_AT]
-        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
-    except (KeyError, TypeError, ValueError):
-        return None
