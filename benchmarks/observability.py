@@ -6,13 +6,14 @@ succeed are no reports for Sentry.
 """
 
 import contextlib
-import http.server
 import multiprocessing
 from collections.abc import Iterator, Mapping
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import yaml
 
+from support.http import QuietHandler
 from support.project import InstalledProject, render
 from support.servers import HOST, free_port, listens, wait_until
 
@@ -80,27 +81,16 @@ def _project(run: Run, monitoring: tuple[str, ...], has_lines: bool) -> Installe
     return InstalledProject(folder=folder, slug=full.slug, environment=full.environment)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer()
-
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._answer()
-
-    def _answer(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Log nothing."""
+        self.body()
+        self.answer()
 
 
 def _serve(port: int) -> None:
-    http.server.ThreadingHTTPServer((HOST, port), _Handler).serve_forever()
+    ThreadingHTTPServer((HOST, port), _Handler).serve_forever()
 
 
 @contextlib.contextmanager

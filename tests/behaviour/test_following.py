@@ -41,9 +41,7 @@ def of_the_broker(
 def service(of_the_broker: tuple[Service, Worker]) -> Service:
     """The same without what the test before has left."""
     service, _ = of_the_broker
-    (service.folder / "mended").unlink(missing_ok=True)
-    assert service.dead_letters("purge", "--yes").returncode == 0
-    service.notes.write_text("")
+    service.forget()
     return service
 
 

@@ -4,11 +4,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from support.http import QuietHandler
 from support.servers import HOST, wait_until
 
 KINDS = {1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
@@ -95,22 +96,14 @@ def _plain(attributes: Any) -> dict[str, Any]:
 def start_collector() -> Iterator[Collector]:
     """Start a collector on a free port."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
-            collector.take(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer()
+            collector.take(self.body())
+            self.answer()
 
         def do_GET(self) -> None:
             collector.asked.append({name.lower(): value for name, value in self.headers.items()})
-            self._answer()
-
-        def _answer(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
+            self.answer()
 
     with ThreadingHTTPServer((HOST, 0), Handler) as server:
         server.daemon_threads = True

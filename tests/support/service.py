@@ -168,6 +168,12 @@ class Service:
         assert len(found) == count, found
         return found
 
+    def forget(self) -> None:
+        """Drop what an earlier test has left: dead letters, notes, and the file that makes tasks succeed."""
+        (self.folder / "mended").unlink(missing_ok=True)
+        assert self.dead_letters("purge", "--yes").returncode == 0
+        self.notes.write_text("")
+
     # --- what tasks have noted ---
 
     def lines(self) -> list[str]:
