@@ -28,7 +28,7 @@ test: lint ## Run all tests, and tell how long each layer took: make test ARGS='
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(NEEDS_UV) ## Run the tests that need no server and no installed project, in a minute
+test-fast: $(NEEDS_UV) ## Run the tests that need no server and no installed project, in four minutes
 	$(PYTEST) tests/template tests/runtime $(ARGS)
 
 .PHONY: bench
