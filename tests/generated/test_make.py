@@ -123,7 +123,8 @@ def test_a_worker_runs_what_is_sent_and_ends_with_ctrl_c(project: Project, path:
         url = f"http://127.0.0.1:{port}"
         accepted = ask(f"{url}/api/v1/reports", {"folders": ["."]})
         wait_until(lambda: ask(f"{url}{accepted['check_url']}")["status"] == "SUCCESS", 30, "the report")
-        assert ask(f"{url}/health/detailed")["status"] == "healthy"
+        # A worker that takes longer than a second to answer, as on a busy machine, is "degraded".
+        wait_until(lambda: ask(f"{url}/health/detailed")["status"] == "healthy", 60, "the service to be healthy")
         status, printed = make("call", "TASK=note", f"ARGS={json.dumps([text])}")
         assert status == 0
         assert printed[0] == FILES
