@@ -214,6 +214,11 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.consumer.consumer:Consumer.update_strategies",
         "celery.worker.request:Request._context",
     ),
+    "monitoring.sentry.sdk": (
+        "sentry_sdk.integrations.celery:_make_event_processor",
+        "sentry_sdk.integrations.celery:_wrap_task_call",
+        "sentry_sdk.integrations.celery:_wrap_tracer",
+    ),
     "observability.correlation": (
         # They send the messages of a canvas while they run.
         "celery.canvas:_chain.apply_async",

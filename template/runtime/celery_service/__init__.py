@@ -25,6 +25,7 @@ PARTS = (
     "lifecycle.green",
     "lifecycle.shutdown",
     "lifecycle.heartbeat",
+    "lifecycle.memory",
     "lifecycle.beat",
     "lifecycle.schedule",
 )

@@ -24,7 +24,7 @@ from celery_service.api.service import Service, attach
 from celery_service.api.settings import Settings
 from celery_service.api.streams import Streams
 from celery_service.api.tasks import AlreadySent, already_sent
-from celery_service.api.threads import Threads
+from celery_service.api.threads import Batches, Threads
 from celery_service.brokers.times import write_times
 from celery_service.config.settings import read
 
@@ -116,11 +116,13 @@ def _start(celery: Celery, settings: Settings, parts: Collection[str]) -> Servic
     celery.finalize()
     write_times()
     control, reader = Threads("broker", THREADS // 2), Threads("result store", THREADS)
+    keys = keys_of(celery)
     return Service(
         celery=celery,
         settings=settings,
-        keys=keys_of(celery),
-        publisher=Threads("broker or result store", THREADS),
+        keys=keys,
+        sent=Batches(reader, keys.add),
+        publisher=Threads("broker", THREADS),
         control=control,
         reader=reader,
         streams=Streams(celery, settings.max_streams),

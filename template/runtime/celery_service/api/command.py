@@ -24,6 +24,7 @@ def _serve(app: Celery, path: str) -> None:
 
     from celery_service.api.settings import Settings
     from celery_service.config.settings import read
+    from celery_service.lifecycle.memory import leave_out_of_collections
     from celery_service.observability.logging import set_up
 
     settings = read(Settings)
@@ -41,6 +42,10 @@ def _serve(app: Celery, path: str) -> None:
     _refuse_a_taken_port(settings.host, settings.port)
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            leave_out_of_collections()
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
             # uvicorn would raise the signal again after a clean stop, and break the stop off at
             # the second Ctrl-C. It is short anyway: API_SHUTDOWN_TIMEOUT.

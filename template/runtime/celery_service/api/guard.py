@@ -1,19 +1,19 @@
 """What every request passes first: its id, who may use the API, and headers of all responses."""
 
 import hmac
+import logging
 import re
 import time
 from typing import Any
 from uuid import uuid4
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_service.api.addresses import is_local, without_port
 from celery_service.api.problems import problem
 from celery_service.api.settings import Settings
-from celery_service.observability import correlation
+from celery_service.observability import correlation, lines
 
 KEY, REQUEST_ID = "X-API-Key", "X-Request-ID"
 
@@ -36,7 +36,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -76,16 +76,16 @@ class Guard:
             except Exception:
                 # The client has got a problem with status 500. A server that sees the exception
                 # closes the connection, which the client may use again.
-                logger.exception("request_failed", path=scope["path"])
+                logger.exception("request_failed", extra={"path": scope["path"]})
             finally:
                 if not PROBES.fullmatch(scope["path"]):
-                    logger.info(
-                        "request_finished",
-                        method=scope["method"],
-                        path=scope["path"],
-                        status=status,
-                        seconds=round(time.perf_counter() - began, 4),
-                    )
+                    fields = {
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "seconds": round(time.perf_counter() - began, 4),
+                    }
+                    lines.write(logger, logging.INFO, "request_finished", fields)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         """Return a response if the request isn't served."""

@@ -5,6 +5,7 @@ Celery can't tell a task that waits from one that was never sent: neither has a 
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -28,8 +29,8 @@ Claim = Literal["new", "again", "sent", "busy", "other"]
 class Keys(Protocol):
     """Where it is remembered. Threads call the methods, and they raise what Redis raises."""
 
-    def add(self, task_id: str) -> None:
-        """Remember that a task is sent, as long as its result would be kept."""
+    def add(self, task_ids: Sequence[str]) -> None:
+        """Remember that tasks are sent, as long as their results would be kept."""
 
     def forget(self, task_id: str) -> None:
         """Forget a task that couldn't be sent."""
@@ -68,8 +69,11 @@ class InRedis:
         record = f"{self._prefix}idempotency:{key}"
         return record, f"{record}:lock"
 
-    def add(self, task_id: str) -> None:
-        self._redis.set(self._sent(task_id), 1, ex=self._expires)
+    def add(self, task_ids: Sequence[str]) -> None:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.set(self._sent(task_id), 1, ex=self._expires)
+            pipe.execute()
 
     def forget(self, task_id: str) -> None:
         self._redis.delete(self._sent(task_id))
@@ -102,8 +106,8 @@ class InMemory:
         self._tasks: set[str] = set()
         self._records: dict[str, dict[str, Any]] = {}
 
-    def add(self, task_id: str) -> None:
-        self._tasks.add(task_id)
+    def add(self, task_ids: Sequence[str]) -> None:
+        self._tasks.update(task_ids)
 
     def forget(self, task_id: str) -> None:
         self._tasks.discard(task_id)

@@ -117,5 +117,5 @@ def _newest(app: Celery, count: int) -> tuple[int | None, list[Record]]:
 
 
 def _replay(app: Celery, keys: Keys, record: Record) -> bool:
-    keys.add(record["id"])
+    keys.add([record["id"]])
     return replay(app, DeadLetters(app), record)

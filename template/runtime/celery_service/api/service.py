@@ -10,7 +10,7 @@ from celery_service.api.health import Health
 from celery_service.api.keys import Keys
 from celery_service.api.settings import Settings
 from celery_service.api.streams import Streams
-from celery_service.api.threads import Threads
+from celery_service.api.threads import Batches, Threads
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Service:
     celery: Celery
     settings: Settings
     keys: Keys
+    #: Remembers the ids of tasks before they are sent.
+    sent: Batches
     #: Threads that send tasks.
     publisher: Threads
     #: Threads that send commands to workers, and ask for queues.
     control: Threads
-    #: Threads that read results and dead letters. They answer while the broker is away.
+    #: Threads that ask the result store. They answer while the broker is away.
     reader: Threads
     streams: Streams
     health: Health
@@ -35,8 +37,11 @@ def attach(app: FastAPI, service: Service) -> None:
     app.state.service = service
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of the application that serves a request."""
+async def service_of(request: Request) -> Service:
+    """Return the service of the application that serves a request.
+
+    FastAPI would call a plain function in a thread, for each request.
+    """
     found: Service = request.app.state.service
     return found
 

@@ -63,7 +63,10 @@ class Sender:
                 still be sent; with the same `Idempotency-Key`, the client may safely try again.
         """
         task_id = self._next_id()
-        await self._service.publisher.run(self._publish, signature, task_id, options)
+        end = asyncio.get_running_loop().time() + LIMIT
+        await self._service.sent.add(task_id)
+        left = max(0.1, end - asyncio.get_running_loop().time())
+        await self._service.publisher.run(self._publish, signature, task_id, options, limit=left)
         accepted = self.accepted(task_id)
         if self._attempts == 1:
             self._response.headers["Location"] = accepted.check_url
@@ -84,13 +87,11 @@ class Sender:
         return str(uuid5(NAMESPACE_OID, f"{self._first}{self._attempts}"))
 
     def _publish(self, signature: Signature[Any], task_id: str, options: dict[str, Any]) -> None:
-        keys = self._service.keys
-        keys.add(task_id)
         try:
             signature.apply_async(task_id=task_id, **options)
         except BaseException:
             with contextlib.suppress(Exception):
-                keys.forget(task_id)
+                self._service.keys.forget(task_id)
             raise
 
     async def claim(self, key: str) -> str:
@@ -105,7 +106,7 @@ class Sender:
         name = hashlib.sha256(key.encode()).hexdigest()
         end = asyncio.get_running_loop().time() + LIMIT
         while True:
-            claim, task_id = await self._service.publisher.run(
+            claim, task_id = await self._service.reader.run(
                 self._service.keys.claim, name, fingerprint, str(uuid4())
             )
             if claim in ("new", "again"):
@@ -128,7 +129,7 @@ class Sender:
         # If this fails, the lock ends by itself, and a repetition sends the task once more, under
         # the same id.
         with contextlib.suppress(Exception):
-            await self._service.publisher.run(
+            await self._service.reader.run(
                 self._service.keys.release, name, sent=sent, forget=forget
             )
 

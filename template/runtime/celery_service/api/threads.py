@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -48,10 +48,62 @@ class Threads:
             async with asyncio.timeout(limit):
                 return await future
         except TimeoutError:
-            raise Unavailable(f"The {self._server} doesn't answer.") from None
+            raise self.no_answer() from None
         except (OperationalError, RedisError, OSError) as error:
             raise Unavailable(f"The {self._server} can't be reached.") from error
+
+    def no_answer(self) -> Unavailable:
+        """Return the error of a call that takes too long."""
+        return Unavailable(f"The {self._server} doesn't answer.")
 
     def close(self) -> None:
         """Take no more calls. Those that run come to their end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Batches:
+    """Calls a function with a list of items: all that requests bring while it runs.
+
+    With many requests at a time, a call for each would cost more than the rest of the request.
+    """
+
+    def __init__(self, threads: Threads, function: Callable[[Sequence[str]], object]) -> None:
+        self._threads = threads
+        self._function = function
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._calls: asyncio.Task[None] | None = None
+
+    async def add(self, item: str) -> None:
+        """Have the function called with this item, and wait for it.
+
+        Raises:
+            Unavailable: As `Threads.run` does.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._calls is None:
+            self._calls = asyncio.create_task(self._call())
+        try:
+            async with asyncio.timeout(LIMIT):
+                await done
+        except TimeoutError:
+            raise self._threads.no_answer() from None
+
+    async def _call(self) -> None:
+        try:
+            while batch := [each for each in self._waiting if not each[1].done()]:
+                self._waiting.clear()
+                error: Exception | None = None
+                try:
+                    await self._threads.run(self._function, [item for item, _ in batch])
+                except Exception as raised:
+                    error = raised
+                for _, done in batch:
+                    if done.done():  # the client has gone, or the time is up
+                        continue
+                    if error:
+                        done.set_exception(error)
+                    else:
+                        done.set_result(None)
+        finally:
+            self._calls = None

@@ -1,5 +1,6 @@
 """How a worker receives messages. It survives any message and discards none."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +20,36 @@ from celery_service.observability import context
 
 logger = get_logger(__name__)
 
+#: Seconds for which events of tasks wait for others, to be sent in one message with them, and how
+#: many of them are sent at once. Celery would wait for the next turn of its loop, or for 24.
+EVENTS_WAIT, MOST_EVENTS = 0.25, 250
+
 _celerys: Any = celery.worker.consumer.Consumer
 
 
 class Consumer(_celerys):  # type: ignore[misc]
     """Keeps messages as dead letters that Celery would discard, or that would end the worker."""
+
+    _events_due = 0.0
+
+    def on_send_event_buffered(self) -> None:
+        """Send the events of tasks together: each task has three, and a message costs most."""
+        now = time.monotonic()
+        # A time, not a flag: a worker that loses its broker loses its timers.
+        if self.hub and now >= self._events_due:
+            self._events_due = now + EVENTS_WAIT
+            self.event_dispatcher.buffer_limit = MOST_EVENTS
+            self.hub.call_later(EVENTS_WAIT, self._flush_events)
+
+    def on_close(self) -> None:
+        """Keep the events that wait until the worker has its broker again."""
+        self._flush_events()
+        super().on_close()
+
+    def shutdown(self) -> None:
+        """Send the events of the tasks that have ended during the shutdown."""
+        self._flush_events()
+        super().shutdown()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """Return the function that is called with each message."""

@@ -5,6 +5,7 @@ Arguments and results of tasks aren't logged: they may be large or confidential.
 
 import datetime
 import logging
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
@@ -14,7 +15,7 @@ from celery.exceptions import Reject
 
 from celery_service.brokers.consumer import about
 from celery_service.dead_letters.poison import PoisonMessage
-from celery_service.observability import context, correlation
+from celery_service.observability import context, correlation, lines
 from celery_service.observability.doubles import due, failed
 
 logger = logging.getLogger("celery_service.events")
@@ -37,13 +38,7 @@ def install() -> None:
     signals.task_unknown.connect(_unknown)
 
 
-def _tell(level: int, event: str, fields: context.Fields) -> None:
-    # Not by structlog, nor by `logger.log`, which look for the caller: each task has three lines.
-    if logger.isEnabledFor(level):
-        extra = {"service_fields": fields}
-        logger.handle(
-            logger.makeRecord(logger.name, level, __file__, 0, event, (), None, extra=extra)
-        )
+_tell = partial(lines.write, logger)
 
 
 def _enqueued(

@@ -38,6 +38,17 @@ _OF_CELERY = frozenset(("data",))
 processors: list[Processor] = []
 
 
+def write(logger: logging.Logger, level: int, event: str, fields: Mapping[str, Any]) -> None:
+    """Write a line that each task or request has.
+
+    `logger.log`, which structlog calls too, looks for its caller. That costs as much as the line.
+    """
+    if logger.isEnabledFor(level):
+        extra = {"service_fields": fields}
+        record = logger.makeRecord(logger.name, level, "", 0, event, (), None, extra=extra)
+        logger.handle(record)
+
+
 class Prepare(logging.Filter):
     """Adds to a record what the formats below make lines of, once for all handlers."""
 

@@ -18,6 +18,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
+from celery_service.brokers.redis.backend import OF_CELERY
 from celery_service.brokers.redis.lease import leases
 
 #: Seconds after which an idle worker checks its queues if no publisher wakes it. Publishers that
@@ -157,6 +158,12 @@ class _Fetching:
     _asked: tuple[str, ...] = ()
     _found_nothing = False
     _refused_until = 0.0
+
+    def _get_pool(self: Any, *args: Any, **options: Any) -> Any:
+        """Return a pool. Its connections are marked as Celery's: tracing leaves them out."""
+        pool = super()._get_pool(*args, **options)  # type: ignore[misc]
+        setattr(pool, OF_CELERY, True)
+        return pool
 
     def _brpop_start(self: Any) -> None:
         """Request a message. If the last request found none, wait until a publisher wakes us."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from redis import Redis
 from redis.client import Pipeline
 
@@ -32,12 +31,14 @@ def instrument() -> None:
     without = NOT_LOADED | set(map(str.strip, disabled))
     if "*" in without:
         return
+    methods: list[tuple[Any, str]] = [(Redis, "execute_command"), (Pipeline, "execute")]
+    plain = [getattr(kind, name) for kind, name in methods]
     for entry_point in entry_points(group="opentelemetry_instrumentor"):
         if entry_point.name not in without:
             _load(entry_point)
-    if "redis" not in without:
-        for kind, name in ((Redis, "execute_command"), (Pipeline, "execute")):
-            setattr(kind, name, _leave_out_celery(getattr(kind, name)))
+    for (kind, name), method in zip(methods, plain, strict=True):
+        if (traced := getattr(kind, name)) is not method:
+            setattr(kind, name, _for_celery(method, traced))
 
 
 def _load(entry_point: EntryPoint) -> None:
@@ -55,14 +56,12 @@ def _load(entry_point: EntryPoint) -> None:
         logger.warning("not_instrumented", library=entry_point.name, reason=str(error))
 
 
-def _leave_out_celery(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make no spans of storing results, which would be more than those of the tasks."""
+def _for_celery(plain: Callable[..., Any], traced: Callable[..., Any]) -> Callable[..., Any]:
+    """Make no spans of messages and results, which would be more than those of the tasks."""
 
-    @functools.wraps(method)
+    @functools.wraps(plain)
     def ask(client: Any, *args: Any, **options: Any) -> Any:
-        if not getattr(client.connection_pool, OF_CELERY, False):
-            return method(client, *args, **options)
-        with suppress_instrumentation():
-            return method(client, *args, **options)
+        is_celerys = getattr(client.connection_pool, OF_CELERY, False)
+        return (plain if is_celerys else traced)(client, *args, **options)
 
     return ask

@@ -23,7 +23,6 @@ from celery.signals import (
 )
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.propagate import extract, inject
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -55,8 +54,7 @@ def install(app: Celery, start: Callable[[], None]) -> None:
         start()
         if not is_set():
             return send(name, *args, **options)
-        # The message itself, which is a request to Redis, is no span of its own.
-        with _publishing(name, _parent(options)), suppress_instrumentation():
+        with _publishing(name, _parent(options)):
             return send(name, *args, **options)
 
     app.send_task = send_task  # type: ignore[method-assign]

@@ -5,10 +5,7 @@ processes, time limits, messages that are no tasks, and exceptions around a task
 once, and not for attempts that are retried.
 """
 
-import importlib.metadata
-import logging
 import os
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,49 +22,21 @@ from celery.signals import (
     worker_process_init,
     worker_shutdown,
 )
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from celery_service.brokers.queues import queue_of
 from celery_service.config.settings import read
+from celery_service.monitoring.sentry.settings import FLUSH, Settings
 from celery_service.observability import correlation
 from celery_service.observability.redaction import redact
 from celery_service.observability.signals import dead_letter_added, process_lost
-
-#: How long a process waits at its end until its reports are sent, in seconds.
-FLUSH = 2.0
 
 #: Dead letters that aren't reported here. Those of failures are reported where the task runs, those
 #: of chords follow from another failure, and a task that rejects its message has decided so.
 REASONS = frozenset({"failure", "chord", "rejected"})
 
-
-DSN = re.compile(r"https?://[^\s/@]+@[^\s/@]+(/[^\s]*)?/[0-9]+")
-
 Tags = dict[str, str | None]
 
 MECHANISM = {"type": "celery_service", "handled": False}
-
-
-class Settings(BaseSettings):
-    """Where reports are sent, and what is in them. Nothing happens without `dsn`."""
-
-    model_config = SettingsConfigDict(env_prefix="sentry_", env_ignore_empty=True)
-
-    dsn: SecretStr | None = None
-    environment: str | None = None
-    release: str | None = None
-    traces_sample_rate: float = Field(default=0.0, ge=0, le=1)
-    # Arguments and local variables of tasks may be private.
-    send_arguments: bool = False
-
-    @field_validator("dsn")
-    @classmethod
-    def _check(cls, dsn: SecretStr | None) -> SecretStr | None:
-        # Sentry's own check would import the whole SDK, also in publishers.
-        if dsn and not DSN.fullmatch(dsn.get_secret_value()):
-            raise ValueError("must be such as https://key@sentry.example.com/1")
-        return dsn
 
 
 def install(app: Celery) -> None:
@@ -115,50 +84,10 @@ class _Reports:
         if self.pid == os.getpid():
             return
         # Imported here: publishers don't need it.
-        import sentry_sdk
-        from celery.app import trace
-        from celery.signals import task_retry
-        from celery.worker.consumer import consumer
-        from sentry_sdk.integrations import atexit, celery, logging, redis
-        from sentry_sdk.integrations.celery import beat
-        from sentry_sdk.scrubber import EventScrubber
+        from celery_service.monitoring.sentry import sdk
 
-        first, self.pid = not self.pid, os.getpid()
-        settings = self.settings
-        sentry_sdk.init(
-            dsn=settings.dsn.get_secret_value() if settings.dsn else None,
-            environment=settings.environment,
-            release=settings.release or _release(self.app),
-            integrations=[
-                # Entries of the schedule that Sentry can't monitor are left out: those with less
-                # than a minute, or with a part of one.
-                celery.CeleryIntegration(monitor_beat_tasks=True),
-                # By default, it prints that it waits.
-                atexit.AtexitIntegration(callback=lambda *_: None),
-            ],
-            # The others record spans, for traces, and change libraries to do so.
-            auto_enabling_integrations=settings.traces_sample_rate > 0,
-            disabled_integrations=[
-                # Our log lines about a failure would be second reports of it.
-                logging.LoggingIntegration,
-                # It would record each command that fetches messages.
-                redis.RedisIntegration,
-            ],
-            traces_sample_rate=settings.traces_sample_rate or None,
-            include_local_variables=settings.send_arguments,
-            event_scrubber=EventScrubber(recursive=True),
-            before_send=self.complete,
-            before_send_transaction=self.complete,
-            in_app_exclude=["celery_service"],
-            shutdown_timeout=FLUSH,
-        )
-        # It was imported before the integration replaced it. Threads run the tasks with it.
-        imported: Any = consumer
-        imported.build_tracer = trace.build_tracer
-        # A retry isn't the end of a run: the monitor of the schedule would alert.
-        task_retry.disconnect(getattr(beat, "crons_task_retry", None))
-        if first:
-            _report_crashes()
+        is_first, self.pid = not self.pid, os.getpid()
+        sdk.start(self.app, self.settings, self.complete, is_first=is_first)
 
     # --- what Sentry's integration doesn't see ---
 
@@ -170,7 +99,7 @@ class _Reports:
         request: dict[str, Any] | None = None,
         **_: object,
     ) -> None:
-        """Report a task that failed outside of its body, unless that is reported already."""
+        """Report a task that failed, unless Sentry's integration has reported it."""
         if sender.app is not self.app or isinstance(exception, (Ignore, Reject, *sender.throws)):
             return
         context = sender.request if request is None else Context(request)
@@ -262,23 +191,6 @@ class _Reports:
 def _frames_of(errors: Any) -> Iterator[dict[str, Any]]:
     for error in errors:
         yield from (error.get("stacktrace") or {}).get("frames", ())
-
-
-def _release(app: Celery) -> str | None:
-    """Return the name and the version of the service, if it is installed."""
-    try:
-        return f"{app.main}@{importlib.metadata.version(app.main or '')}"
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-
-
-def _report_crashes() -> None:
-    """Report what ends a worker or beat, which Celery only logs."""
-    from sentry_sdk.integrations.logging import EventHandler
-
-    # The second one logs uncaught exceptions.
-    for name in ("celery", "celery_service"):
-        logging.getLogger(name).addHandler(EventHandler(logging.CRITICAL))
 
 
 def _flush(**kwargs: object) -> None:
