@@ -5,6 +5,7 @@ Each writes what it does to a file, one line a step, so that a test sees what ra
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,12 @@ def stubborn(path: str, key: str, seconds: float) -> str:
             return interrupted(path, key, end - time.monotonic())
         time.sleep(end - time.monotonic())
         note(path, f"went on with {key}")
+
+
+@current_app.task(name="probe.count_objects")
+def count_objects() -> tuple[int, int]:
+    """Return how many objects a garbage collection looks at, and how many it leaves out."""
+    return len(gc.get_objects()), gc.get_freeze_count()
 
 
 @current_app.task(name="probe.say")

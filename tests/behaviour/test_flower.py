@@ -213,3 +213,15 @@ def test_flower_leaves_no_queue_behind_if_messages_are_files(project: InstalledP
         assert flower.process.returncode == 0
     assert not (copy.folder / ".dev/control/celeryev.exchange").exists()
     assert list((copy.folder / ".dev/messages").glob("*celeryev*")) == []
+
+
+def test_a_worker_that_stops_tells_how_its_last_task_ended(running: Running) -> None:
+    """This stops the worker of the module, so it is the last test."""
+    task_id = running.service.send("probe.work.delay(notes, 'last', 2)")
+    running.service.wait_for_line("start last")
+    assert running.worker.stop() == 0
+
+    def state() -> bool:
+        return str(json.loads(running.ask("/api/tasks")[1])[task_id]["state"]) == "SUCCESS"
+
+    wait_until(state, 30, "the end of the task in Flower")
