@@ -80,6 +80,11 @@ def is_away(api: Api, known: str | None, *, store: bool) -> None:
         components = answer.json()["components"]
         assert api.client.get("/health/ready").status_code == 503
         assert components["results" if store else "broker"]["status"] == "unhealthy"
+        # The dead letters are where the results are.
+        apart = api.service.broker is not api.service.redis
+        overview = api.get("/ops")
+        assert overview.status_code == (200 if apart and not store else 503)
+        assert store or not apart or overview.json()["queues"] is None
         if known:
             answer = api.get(f"/tasks/{known}")
             assert answer.status_code == (503 if store else 200)

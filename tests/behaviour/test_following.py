@@ -176,7 +176,9 @@ def test_a_message_that_is_delivered_again(service: Service, worker: Worker) -> 
     assert {line["correlation_id"] for line in started} == {"request-3"}
     assert len(wait_for(service, event="task_succeeded", task_id=task)) == 1
     [lost] = [line for line in lines(service) if line.get("task_id") == task and line["level"] == "error"]
-    assert "WorkerLostError" in lost["event"]
+    assert lost["event"] == "task_process_lost"
+    assert lost["error"].startswith("WorkerLostError: ")
+    assert lost.keys() >= OF_A_TASK
     assert "exception" not in lost
 
 

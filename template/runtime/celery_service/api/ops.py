@@ -39,7 +39,8 @@ class Worker(BaseModel):
 class Overview(BaseModel):
     """What operators see first."""
 
-    queues: list[Queue]
+    #: None while the broker is away.
+    queues: list[Queue] | None
     workers: list[Worker]
     dead_letters: list[dict[str, Any]]
     #: None if they are only logged, because results are not in Redis.
@@ -51,10 +52,13 @@ async def overview(
     service: ServiceOf,
     limit: int = Query(default=MOST, ge=0, le=MOST, description="How many dead letters."),
 ) -> Overview:
-    """Tell the queues, the workers, and the newest dead letters, without their arguments."""
+    """Tell the queues, the workers, and the newest dead letters, without their arguments.
+
+    While the broker is away, there are no queues and no workers, only dead letters.
+    """
     (total, letters), found, report = await asyncio.gather(
         service.reader.run(_newest, service.celery, limit),
-        service.control.run(queues, service.celery),
+        _queues(service),
         service.health.report(),
     )
     active = report.components.celery.active
@@ -97,6 +101,14 @@ async def drop_dead_letter(dead_letter_id: TaskId, service: ServiceOf) -> None:
     """Drop a dead letter."""
     record = await _find(service, dead_letter_id)
     await service.reader.run(lambda: DeadLetters(service.celery).remove(record))
+
+
+async def _queues(service: Service) -> list[Queue] | None:
+    # Dead letters are where the results are, and can be read without the broker.
+    try:
+        return await service.control.run(queues, service.celery)
+    except Unavailable:
+        return None
 
 
 async def _find(service: Service, record_id: str) -> Record:

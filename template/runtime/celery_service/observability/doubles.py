@@ -58,13 +58,15 @@ def _of_trace(record: logging.LogRecord) -> bool:
 def _of_request(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     if text.startswith("Task handler raised error"):
-        # Without an event before it, the message goes back to the broker. The traceback shows only
-        # Celery.
-        record.exc_info = None
         of_task, told = context.fields() or {}, failed.get()
         # The same task may be replayed.
         failed.set(None)
-        return told is None or told != of_task.get("task_id")
+        if told is not None and told == of_task.get("task_id"):
+            return False
+        # The message goes back to the broker. The traceback shows only Celery.
+        error = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        _becomes(record, "task_process_lost", error=f"{type(error).__name__}: {error}")
+        return True
     return not (
         text.startswith(("Discarding revoked task", "Hard time limit"))
         or text == "Task %s[%s] retry: %s"

@@ -182,7 +182,8 @@ function complain(text) {
 async function refresh(background = false) {
   try {
     const found = await (await call("GET", OPS, { background })).json();
-    fill("queues", found.queues.map(({ name, length, oldest_age_seconds: age }) => [name, length, age == null ? null : duration(age)]));
+    fill("queues", (found.queues ?? []).map(({ name, length, oldest_age_seconds: age }) => [name, length, age == null ? null : duration(age)]));
+    document.getElementById("no-queues").hidden = found.queues != null;
     fill("workers", found.workers.map(({ name, active }) => [name, active]));
     document.getElementById("no-workers").hidden = found.workers.length > 0;
     showLetters(found.dead_letters, found.dead_letters_total);
