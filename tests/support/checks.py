@@ -396,7 +396,13 @@ def mentioned_options(file: File) -> frozenset[str]:
     for pattern, phrase, _ in MAY_MENTION:
         if fnmatchcase(file.path, pattern):
             text = re.sub(phrase, "", text, flags=re.MULTILINE)
-    return frozenset(option for option, word in WORDS.items() if re.search(word, text, re.IGNORECASE))
+    return frozenset().union(*map(_options_in, text.split("\n")))
+
+
+@cache
+def _options_in(line: str) -> frozenset[str]:
+    # Files have most of their lines in common.
+    return frozenset(option for option, word in WORDS.items() if re.search(word, line, re.IGNORECASE))
 
 
 def settings_are_documented(tree: Tree) -> Iterator[str]:
@@ -416,12 +422,17 @@ def _is_chosen(variable: str, tree: Tree) -> bool:
 
 
 def owners_are_named(tree: Tree) -> Iterator[str]:
-    patterns = [pattern.format(**tree.context) for pattern in OWNED_FILES]
+    patterns = tuple(pattern.format(**tree.context) for pattern in OWNED_FILES)
     for path, file in tree.files.items():
-        if not any(fnmatchcase(path, pattern) for pattern in patterns):
+        if not _matches(path, patterns):
             continue
         if file.data and file.suffix not in WITHOUT_COMMENTS and not says_its_owner(file):
             yield f"{path} doesn't say at its top: {OWNED}"
+
+
+@cache
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 @cache

@@ -48,6 +48,7 @@ WITH_EXTRAS = {
     "celery_service.monitoring.opentelemetry.sampling": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.settings": {"opentelemetry"},
     "celery_service.monitoring.opentelemetry.spans": {"opentelemetry"},
+    "celery_service.monitoring.sentry.sdk": {"sentry"},
     **{
         f"celery_service.monitoring.prometheus.{name}": {"prometheus"}
         for name in ("beat", "broker", "requests", "server", "worker")
