@@ -14,6 +14,7 @@ from typing import Any
 import kombu
 import pytest
 
+from support.api import Api
 from support.distribution import on_one_worker
 from support.http import QuietHandler
 from support.project import InstalledProject, Worker
@@ -22,6 +23,12 @@ from support.service import Service, monitored_project, service_on_redis
 
 ServiceOn = Any
 ARGUMENT = "a-private-argument"
+FAILING_ROUTE = """
+
+@router.get("/fails")
+async def fails() -> None:
+    raise RuntimeError("no answer from redis://user:of-the-route@localhost")
+"""
 
 
 @dataclass
@@ -75,7 +82,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def project() -> InstalledProject:
-    return monitored_project("sentry")
+    return monitored_project("sentry", include_fastapi=True)
 
 
 @pytest.fixture(scope="module", params=on_one_worker("redis", "rabbitmq"))
@@ -302,3 +309,22 @@ def test_a_wrong_variable_is_told_in_one_line(project: InstalledProject, variabl
     done = project.celery("worker", env={"CELERY_BROKER_URL": "memory://"} | variables)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).splitlines() == [line]
+
+
+def test_a_request_that_fails_is_reported(project: InstalledProject, receiver: Receiver, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "project")
+    with (copy.folder / copy.slug / "api" / "routes.py").open("a") as routes:
+        routes.write(FAILING_ROUTE)
+    receiver.items.clear()
+    receiver.texts.clear()
+    with service_on_redis(copy, tmp_path) as service, Api(service, SENTRY_DSN=receiver.dsn).wait_ready() as api:
+        assert api.post("/reports", {}).status_code == 422
+        assert api.get("/tasks/unknown").status_code == 404
+        assert api.get("/fails", headers={"X-Request-ID": "request-9"}).status_code == 500
+        [event] = wait_until(receiver.events, 30, "the report")
+        assert event["tags"] == {"request": "GET /api/v1/fails", "correlation_id": "request-9"}
+        assert errors_of(event) == [("RuntimeError", "no answer from redis://user:***@localhost")]
+        assert api.stop() == 0
+    # Mistakes of clients are no errors, and the log line about the failure is no second report.
+    assert receiver.events() == [event]
+    assert "of-the-route" not in "".join(receiver.texts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.api import Api
 from support.collector import Collector, Span, start_collector
 from support.distribution import on_one_worker
 from support.project import InstalledProject, Worker, kept_project
@@ -151,13 +152,34 @@ def test_a_process_that_ends_exports_before(project: InstalledProject, service: 
     assert done.stdout.strip() in sent
 
 
+def test_one_trace_leads_from_a_request_to_its_task(service: Service, collector: Collector, worker: Worker) -> None:
+    of_the_client = "0af7651916cd43dd8448eb211c80319c"
+    with Api(service, more=collector.variables).wait_ready() as api:
+        accepted = api.report(traceparent=f"00-{of_the_client}-b7ad6b7169203331-01")
+        assert api.result(accepted.json()["task_id"])["status"] == "SUCCESS"
+        assert api.stop() == 0
+    of_the_task = "my_service.tasks.reports.generate_report"
+    path = ["POST /api/v1/reports", f"apply_async/{of_the_task}", f"run/{of_the_task}"]
+
+    def found() -> bool:
+        runs = [span for span in collector.spans if span.trace == of_the_client and span.name == path[-1]]
+        return [collector.path_of(run) for run in runs] == [path]
+
+    wait_until(found, 30, f"the path {path}")
+    # Probes ask all the time.
+    assert [span.name for span in collector.spans if "health" in span.name] == []
+    assert worker.process.poll() is None
+
+
 def test_what_the_worker_and_publishers_ask_redis_all_the_time_is_no_trace(
     send: Callable[[str], Any], collector: Collector
 ) -> None:
     # A worker that waits renews its leases and its heartbeat each second or two, and so does a client that waits.
     assert send("import time; time.sleep(2); traced.add.delay(4).get(timeout=30)") == 4
     collector.wait_for("run/traced.add")
-    roots = {span.name.partition("/")[0] for span in collector.spans if not span.parent}
+    # Those of the API begin with a request.
+    ours = [span for span in collector.spans if span.kind != "server"]
+    roots = {span.name.partition("/")[0] for span in ours if not span.parent}
     assert roots == {"apply_async"}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,14 +25,15 @@ class Api:
         *,
         command: Sequence[str] = (),
         port: int | None = None,
+        more: Mapping[str, str] | None = None,
         **variables: str,
     ) -> None:
-        """Start it by this command, or by `celery … api`; `variables` are added to its environment."""
+        """Start it by this command, or by `celery … api`; the variables are added to its environment."""
         self.service = service
         self.log = service.folder / f"{name}.log"
         self.port = port or free_port()
         self.url = f"http://{HOST}:{self.port}"
-        given = service.variables | {"API_PORT": str(self.port)} | variables
+        given = service.variables | {"API_PORT": str(self.port)} | dict(more or {}) | variables
         program, *arguments = command or ("celery", "-A", f"{service.project.slug}.celery", "api")
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(

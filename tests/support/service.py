@@ -50,10 +50,10 @@ def api_project() -> InstalledProject:
 
 
 @functools.cache
-def monitored_project(*monitoring: str) -> InstalledProject:
-    """Return the plain project with these options of monitoring, in the same environment."""
+def monitored_project(*monitoring: str, **options: bool) -> InstalledProject:
+    """Return the plain project with these options of monitoring, and others, in the same environment."""
     modules = {name: path for name, path in TASK_MODULES.items() if name not in OF_THE_FULL_PROJECT}
-    return kept_project({"monitoring": sorted(monitoring)}, modules, like=full_project())
+    return kept_project(options | {"monitoring": sorted(monitoring)}, modules, like=full_project())
 
 
 @functools.cache

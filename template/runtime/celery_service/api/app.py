@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from celery_service.api import problems, routes
-from celery_service.api.guard import Guard
+from celery_service.api.guard import Guard, is_probe
 from celery_service.api.health import Health
 from celery_service.api.keys import keys_of
 from celery_service.api.openapi import document
@@ -27,6 +27,7 @@ from celery_service.api.tasks import AlreadySent, already_sent
 from celery_service.api.threads import Batches, Threads
 from celery_service.brokers.times import write_times
 from celery_service.config.settings import read
+from celery_service.observability.signals import api_started
 
 V1 = "/api/v1"
 
@@ -60,6 +61,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        api_started.send(sender=celery)
         service = _start(celery, settings, parts)
         attach(app, service)
         with _first_at_a_signal(service.streams.stop):
@@ -69,12 +71,15 @@ def create_app(
             threads.close()
 
     app = _Api(
+        celery,
         settings,
         title=title or str(celery.main).replace("_", " ").title(),
         version=_version_of(celery),
         description=description,
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
+        # Spans of requests, where the service has traces.
+        telemetry={"operation_spans": False, "exclude": is_probe},
         # Their pages load scripts from other hosts, which the policy forbids.
         docs_url=None,
         redoc_url=None,
@@ -89,13 +94,14 @@ def create_app(
 
 
 class _Api(FastAPI):
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, celery: Celery, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
+        self._celery = celery
         self._settings = settings
 
     def build_middleware_stack(self) -> ASGIApp:
         # Around everything, so that no response goes out without its headers.
-        return Guard(super().build_middleware_stack(), self._settings)
+        return Guard(super().build_middleware_stack(), self._celery, self._settings)
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:

@@ -4,9 +4,11 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import MutableMapping
 from typing import Any
 from uuid import uuid4
 
+from celery import Celery
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +16,7 @@ from celery_service.api.addresses import is_local, without_port
 from celery_service.api.problems import problem
 from celery_service.api.settings import Settings
 from celery_service.observability import correlation, lines
+from celery_service.observability.signals import request_failed
 
 KEY, REQUEST_ID = "X-API-Key", "X-Request-ID"
 
@@ -42,8 +45,9 @@ logger = logging.getLogger(__name__)
 class Guard:
     """Middleware around all of the application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, celery: Celery, settings: Settings) -> None:
         self._app = app
+        self._celery = celery
         self._settings = settings
         self._key = (settings.secret or "").encode()
 
@@ -73,12 +77,14 @@ class Guard:
             try:
                 app = self._refusal(scope, headers) or self._app
                 await app(scope, receive, send_with_headers)
-            except Exception:
+            except Exception as error:
                 # The client has got a problem with status 500. A server that sees the exception
                 # closes the connection, which the client may use again.
                 logger.exception("request_failed", extra={"path": scope["path"]})
+                request = f"{scope['method']} {scope['path']}"
+                request_failed.send(sender=self._celery, exception=error, request=request)
             finally:
-                if not PROBES.fullmatch(scope["path"]):
+                if not is_probe(scope):
                     fields = {
                         "method": scope["method"],
                         "path": scope["path"],
@@ -115,6 +121,11 @@ class Guard:
         if length.isdecimal() and int(length) > self._settings.max_body_bytes:
             return refuse(413, f"The limit is {self._settings.max_body_bytes} bytes.")
         return None
+
+
+def is_probe(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether a request is one of the many that ask for the health."""
+    return PROBES.fullmatch(scope["path"]) is not None
 
 
 def _id_from(headers: Headers) -> str:

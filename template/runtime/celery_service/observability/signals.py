@@ -16,3 +16,10 @@ leases_lost = Signal(name="leases_lost", providing_args=["count"])
 #: The process that ran a task has died. The broker delivers the message again, up to three times.
 #: Arguments: `request`, `exception`. The sender is the task.
 process_lost = Signal(name="process_lost", providing_args=["request", "exception"])
+
+#: A web process starts, with the HTTP API. The sender is the app.
+api_started = Signal(name="api_started")
+
+#: A route of the HTTP API has raised an exception that it should not. Arguments: `exception`, and
+#: `request`, a text such as "POST /api/v1/reports". The sender is the app.
+request_failed = Signal(name="request_failed", providing_args=["exception", "request"])

@@ -1,7 +1,7 @@
 """The tracer provider of a process.
 
-The provider is set as late as possible: when a worker or beat starts, or before the first publish
-of any other process. Until then the process can set one of its own.
+The provider is set as late as possible: when a worker, beat or the API starts, or before the first
+publish of any other process. Until then the process can set one of its own.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from opentelemetry import trace
 from celery_service.config.settings import ConfigurationError
 from celery_service.monitoring.opentelemetry import libraries
 from celery_service.monitoring.opentelemetry.settings import LIMIT, Settings
+from celery_service.observability.signals import api_started
 
 if TYPE_CHECKING:
     # Imported late: a process without a collector doesn't need the SDK.
@@ -67,14 +68,15 @@ class Provider:
             libraries.instrument()
 
     def install(self) -> None:
-        """Start when a worker or beat starts, and export what is left when processes end."""
+        """Start when a worker, beat or the API starts, and export what is left when they end."""
 
         def start(sender: Any, **kwargs: object) -> None:
-            if sender.app is self._app:
+            if getattr(sender, "app", sender) is self._app:
                 self.start()
 
         worker_init.connect(start, weak=False)
         beat_init.connect(start, weak=False)
+        api_started.connect(start, weak=False)
         worker_process_shutdown.connect(self._close, weak=False)
         worker_shutdown.connect(self._close, weak=False)
 

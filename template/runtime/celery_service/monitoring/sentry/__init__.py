@@ -1,4 +1,4 @@
-"""Reports errors of workers and beat to Sentry, if SENTRY_DSN is set.
+"""Reports errors of workers, beat and the HTTP API to Sentry, if SENTRY_DSN is set.
 
 Sentry's integration for Celery reports what tasks raise. This part adds what it can't see: lost
 processes, time limits, messages that are no tasks, and exceptions around a task. Each is reported
@@ -28,7 +28,12 @@ from celery_service.config.settings import read
 from celery_service.monitoring.sentry.settings import FLUSH, Settings
 from celery_service.observability import correlation
 from celery_service.observability.redaction import redact
-from celery_service.observability.signals import dead_letter_added, process_lost
+from celery_service.observability.signals import (
+    api_started,
+    dead_letter_added,
+    process_lost,
+    request_failed,
+)
 
 #: Dead letters that aren't reported here. Those of failures are reported where the task runs, those
 #: of chords follow from another failure, and a task that rejects its message has decided so.
@@ -40,16 +45,17 @@ MECHANISM = {"type": "celery_service", "handled": False}
 
 
 def install(app: Celery) -> None:
-    """Report errors of workers and of beat of `app`. Other processes aren't changed."""
+    """Report errors of workers, beat and the API of `app`. Other processes aren't changed."""
     settings = read(Settings)
     if settings.dsn is None:
         return
     reports = _Reports(app, settings)
 
     def start(sender: Any = None, instance: Any = None, **kwargs: object) -> None:
-        if (instance or sender).app is app:
+        if getattr(instance or sender, "app", sender) is app:
             reports.start()
 
+    api_started.connect(start, weak=False)
     celeryd_init.connect(start, weak=False)
     beat_init.connect(start, weak=False)
     beat_embedded_init.connect(start, weak=False)
@@ -74,6 +80,7 @@ class _Reports:
             task_internal_error.connect(self.on_failure, weak=False)
             dead_letter_added.connect(self.on_dead_letter, weak=False)
             process_lost.connect(self.on_process_lost, weak=False)
+            request_failed.connect(self.on_request_failed, weak=False)
         self.init()
 
     def init(self, **_: object) -> None:
@@ -133,8 +140,17 @@ class _Reports:
         }
         self.send(event, record["id"], tags)
 
+    def on_request_failed(
+        self, sender: Celery, exception: BaseException, request: str, **_: object
+    ) -> None:
+        """Report an exception of a route."""
+        if sender is self.app:
+            self.report(
+                exception, None, {"request": request, "correlation_id": correlation.current()}
+            )
+
     def report(
-        self, exception: BaseException, task_id: str, tags: Tags, level: str = "error"
+        self, exception: BaseException, task_id: str | None, tags: Tags, level: str = "error"
     ) -> None:
         """Send an exception."""
         import sentry_sdk
@@ -146,14 +162,19 @@ class _Reports:
         self.send({**event, "level": level}, task_id, tags, hint)
 
     def send(
-        self, event: dict[str, Any], task_id: str, tags: Tags, hint: dict[str, Any] | None = None
+        self,
+        event: dict[str, Any],
+        task_id: str | None,
+        tags: Tags,
+        hint: dict[str, Any] | None = None,
     ) -> None:
         """Send a report."""
         import sentry_sdk
 
-        if event["level"] == "error":
+        if task_id and event["level"] == "error":
             self.failed.append(task_id)
-        event["tags"] = {"celery_task_id": task_id} | {key: tag for key, tag in tags.items() if tag}
+        tags = {"celery_task_id": task_id} | tags
+        event["tags"] = {key: tag for key, tag in tags.items() if tag}
         sentry_sdk.capture_event(event, hint)  # type: ignore[arg-type]
 
     # --- what is in a report ---
