@@ -222,6 +222,7 @@ def test_a_worker_that_stops_tells_how_its_last_task_ended(running: Running) -> 
     assert running.worker.stop() == 0
 
     def state() -> bool:
-        return str(json.loads(running.ask("/api/tasks")[1])[task_id]["state"]) == "SUCCESS"
+        tasks = json.loads(running.ask("/api/tasks")[1])
+        return str(tasks.get(task_id, {}).get("state")) == "SUCCESS"
 
     wait_until(state, 30, "the end of the task in Flower")
