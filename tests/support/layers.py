@@ -9,6 +9,8 @@ import pytest
 
 #: The folders below tests/, with the long files first: they run beside the many short ones.
 ORDER = ("artefacts", "chaos", "generated", "behaviour", "template", "runtime")
+#: The longest file of those that run last, which would run alone at the end.
+LONG = "test_update.py"
 
 
 class Layers:
@@ -19,7 +21,7 @@ class Layers:
         self.tests: Counter[str] = Counter()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: ORDER.index(item.path.parent.name))
+        items.sort(key=lambda item: (ORDER.index(item.path.parent.name), item.path.name != LONG))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # With pytest-xdist, the process that reports gets all of them.
