@@ -70,8 +70,9 @@ class Batches:
     def __init__(self, threads: Threads, function: Callable[[Sequence[str]], object]) -> None:
         self._threads = threads
         self._function = function
-        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
-        self._calls: asyncio.Task[None] | None = None
+        self._items: list[str] = []
+        self._next: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     async def add(self, item: str) -> None:
         """Have the function called with this item, and wait for it.
@@ -79,31 +80,17 @@ class Batches:
         Raises:
             Unavailable: As `Threads.run` does.
         """
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done))
-        if self._calls is None:
-            self._calls = asyncio.create_task(self._call())
+        self._items.append(item)
+        if self._next is None:
+            self._next = asyncio.create_task(self._call())
         try:
             async with asyncio.timeout(LIMIT):
-                await done
+                # Others wait for the same call.
+                await asyncio.shield(self._next)
         except TimeoutError:
             raise self._threads.no_answer() from None
 
     async def _call(self) -> None:
-        try:
-            while batch := [each for each in self._waiting if not each[1].done()]:
-                self._waiting.clear()
-                error: Exception | None = None
-                try:
-                    await self._threads.run(self._function, [item for item, _ in batch])
-                except Exception as raised:
-                    error = raised
-                for _, done in batch:
-                    if done.done():  # the client has gone, or the time is up
-                        continue
-                    if error:
-                        done.set_exception(error)
-                    else:
-                        done.set_result(None)
-        finally:
-            self._calls = None
+        async with self._one_at_a_time:
+            items, self._items, self._next = self._items, [], None
+            await self._threads.run(self._function, items)
