@@ -64,7 +64,7 @@ def _of_request(record: logging.LogRecord) -> bool:
         if told is not None and told == of_task.get("task_id"):
             return False
         # The message goes back to the broker. The traceback shows only Celery.
-        error = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        error = _argument_of(record)
         _becomes(record, "task_process_lost", error=f"{type(error).__name__}: {error}")
         return True
     return not (
@@ -75,8 +75,7 @@ def _of_request(record: logging.LogRecord) -> bool:
 
 def _of_beat(record: logging.LogRecord) -> bool:
     if str(record.msg).startswith("Scheduler: Sending due task"):
-        name = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        due.set(str(name))
+        due.set(str(_argument_of(record)))
         return False
     return True
 
@@ -86,6 +85,11 @@ def _of_results(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     is_away = isinstance(error, RedisError | OperationalError)
     return not (is_away and str(record.msg).startswith("Failed operation"))
+
+
+def _argument_of(record: logging.LogRecord) -> object:
+    """Return the first argument of the text."""
+    return record.args[0] if isinstance(record.args, tuple) and record.args else None
 
 
 def _becomes(record: logging.LogRecord, event: str, **fields: object) -> None:
