@@ -23,9 +23,6 @@ from .run import Run
 
 CLIENTS = STREAMS = 200
 BODY = json.dumps({"folders": ["."]}).encode()
-SUBMIT = (
-    b"POST /api/v1/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-)
 #: The route of a project, and the one with which it is compared.
 REPORTS, BARE = "reports", "bare"
 LOOK = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -101,6 +98,12 @@ def under_load(run: Run) -> list[Row]:
         ]
 
 
+def _submission(route: str) -> bytes:
+    """Give the request that submits a report to a route."""
+    head = f"POST /api/v1/{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+
+
 def _p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100)[-1]
 
@@ -141,10 +144,9 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
 
 async def _load(port: int, route: str, streams: int, seconds: float) -> Load:
     load = Load()
-    submit = SUBMIT % (route.encode(), len(BODY), BODY)
     async with asyncio.TaskGroup() as group:
         reader, writer = await asyncio.open_connection(HOST, port)
-        _, body = await _ask(reader, writer, SUBMIT % (REPORTS.encode(), len(BODY), BODY))
+        _, body = await _ask(reader, writer, _submission(REPORTS))
         task_id = json.loads(body)["task_id"]
         opened = [asyncio.Event() for _ in range(streams)]
         followers = [group.create_task(_follow(port, task_id, each)) for each in opened]
@@ -154,7 +156,7 @@ async def _load(port: int, route: str, streams: int, seconds: float) -> Load:
         writer.close()
         reader, writer = await asyncio.open_connection(HOST, port)
         end = time.perf_counter() + seconds
-        clients = [group.create_task(_submit(port, submit, end, load)) for _ in range(CLIENTS)]
+        clients = [group.create_task(_submit(port, _submission(route), end, load)) for _ in range(CLIENTS)]
         while time.perf_counter() < end:
             load.lags.append((await _ask(reader, writer, LOOK))[0])
             await asyncio.sleep(0.005)
