@@ -27,7 +27,6 @@ PROJECTS: dict[str, dict[str, object]] = {
 GRACE = 8
 SETTINGS = {
     "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT": str(GRACE),
-    "CELERY_TASK_TIME_LIMIT": "10",
     "HEALTH_MAX_SILENCE": "10",
     "COMPOSE_FILE": "compose.yaml:compose.override.yaml:compose.mine.yaml",
 }

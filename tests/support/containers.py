@@ -101,7 +101,13 @@ class Stack:
 
     def wait_for_lines(self, lines: Sequence[str], seconds: float) -> None:
         """Wait until probe tasks have noted all of these."""
-        self.wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
+        try:
+            self.wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
+        except TimeoutError as error:
+            # CI shows the message only, and the worker's log says what became of the tasks.
+            noted, logged = (lines[-30:] for lines in (self.lines(), self.logs("celery").splitlines()))
+            error.add_note("\n".join(["Noted:", *noted, "Logged:", *logged]))
+            raise
 
     def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait for a condition that asks a container. Each call takes a quarter of a second."""
