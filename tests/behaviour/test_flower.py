@@ -138,6 +138,8 @@ def test_no_password_is_shown(running: Running) -> None:
     shown = {path: running.ask(path)[1] for path in [*asked, f"/api/workers?workername={name}"]}
     assert "sentinel_kwargs" in shown["/api/workers?refresh=1"]
     assert "broker_url" in shown[f"/worker/{name}"]
+    shown["inspect stats"] = str(running.service.python("celery.control.inspect().stats()"))
+    assert "sentinel_kwargs" in shown["inspect stats"]
     for path, text in {**shown, "its log": running.flower.text()}.items():
         for password in (SERVER, SENTINEL, FLOWER):
             assert password not in text, path

@@ -1,7 +1,7 @@
 """What a worker tells about itself: the remote command `report_of_service`.
 
 `celery doctor` and the hourly health check ask for it. Its answer holds no settings and no
-arguments of tasks.
+arguments of tasks. Celery's command `stats` answers without passwords.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 
 from celery import Celery
 from celery.signals import worker_init
+
+from celery_service.observability.redaction import redact
 
 #: The name of the remote command.
 COMMAND = "report_of_service"
@@ -80,6 +82,10 @@ def _register(app: Celery, release: Release) -> None:
 
     panel: Any = control.Panel
     panel.register(type="inspect", name=COMMAND)(report)
+    # Celery's own answer has the transport options, and so the password of a Sentinel. Flower and
+    # `celery inspect stats` ask for it.
+    stats = panel.data["stats"]
+    panel.data["stats"] = lambda state, **kwargs: redact(stats(state, **kwargs))
 
 
 def release_of(app: Celery) -> Release:
