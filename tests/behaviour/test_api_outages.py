@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,25 +58,28 @@ class Lag:
         self._client.close()
 
 
-def unhealthy(api: Api) -> httpx.Response | None:
-    """Ask for the health, which is answered in time, and return the answer if it isn't well."""
-    began = time.monotonic()
-    answer = api.client.get("/health/detailed")
-    assert time.monotonic() - began < PROMISED + 1  # this machine does a lot else
-    return answer if answer.status_code == 503 else None
+def says_away(api: Api, known: str | None, *, store: bool) -> bool:
+    """Check that the API says that a server is away, to many clients at once.
 
-
-def is_away(api: Api, known: str | None, *, store: bool) -> None:
-    """Check that the API says that a server is away, in time, to many clients at once."""
+    Return whether it did so in time and its event loop went on.
+    """
     with Lag(api) as lag, ThreadPoolExecutor(40) as executor:
-        for answer, seconds in executor.map(submit, [api] * 40):
+        submitted = list(executor.map(submit, [api] * 40))
+        for answer, _ in submitted:
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
             assert int(answer.headers["retry-after"]) > 0
             assert "127.0.0.1" not in answer.text
-            assert seconds < PROMISED
+        times = [seconds for _, seconds in submitted]
+
+        def unhealthy() -> httpx.Response | None:
+            began = time.monotonic()
+            answer = api.client.get("/health/detailed")
+            times.append(time.monotonic() - began)
+            return answer if answer.status_code == 503 else None
+
         # It keeps its answers for five seconds.
-        answer = wait_until(lambda: unhealthy(api), 15, "the health to tell")
+        answer = wait_until(unhealthy, 15, "the health to tell")
         components = answer.json()["components"]
         assert api.client.get("/health/ready").status_code == 503
         assert components["results" if store else "broker"]["status"] == "unhealthy"
@@ -88,7 +91,7 @@ def is_away(api: Api, known: str | None, *, store: bool) -> None:
         if known:
             answer = api.get(f"/tasks/{known}")
             assert answer.status_code == (503 if store else 200)
-    assert lag.longest < LAG
+    return max(times) < PROMISED and lag.longest < LAG
 
 
 def is_back(api: Api) -> str:
@@ -112,20 +115,33 @@ def is_back(api: Api) -> str:
 def test_a_server_is_away_at_start_frozen_and_stopped(service: Service, which: str) -> None:
     server = service.broker if which == "broker" else service.redis
     store = server is service.redis
-    server.stop()
-    with Api(service).wait_ready() as api:
-        is_away(api, None, store=store)
-        server.start()
-        known = is_back(api)
-        server.pause()
-        is_away(api, known, store=store)
-        server.resume()
-        known = is_back(api)
+
+    def at_start() -> bool:
         server.stop()
-        is_away(api, known, store=store)
-        server.start()
+        with Api(service).wait_ready() as api:
+            in_time = says_away(api, None, store=store)
+            server.start()
+            is_back(api)
+            assert api.stop() == 0
+        return in_time
+
+    def while_running(api: Api, take_away: Callable[[], None], bring_back: Callable[[], None]) -> bool:
+        known = is_back(api)
+        take_away()
+        in_time = says_away(api, known, store=store)
+        bring_back()
         is_back(api)
-        assert api.stop() == 0
+        return in_time
+
+    assert once_of_three(at_start)
+    with Api(service).wait_ready() as api:
+        assert once_of_three(lambda: while_running(api, server.pause, server.resume))
+        assert once_of_three(lambda: while_running(api, server.stop, server.start))
+
+
+def once_of_three(is_in_time: Callable[[], bool]) -> bool:
+    """Repeat what was late: a busy machine is late at times, and a call that waits for a server always."""
+    return any(is_in_time() for _ in range(3))
 
 
 def test_a_stream_outlives_a_restart_of_the_results(project: InstalledProject, tmp_path: Path) -> None:

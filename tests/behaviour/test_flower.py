@@ -108,9 +108,11 @@ def test_nothing_is_shown_without_the_password(running: Running) -> None:
 
 def test_the_password_opens_all_pages(running: Running) -> None:
     name = running.worker_name()
-    for path in ("/", "/tasks", "/broker", "/metrics", f"/worker/{name}"):
+    # Flower has a page for a worker, and its name on the first page, after the first event of it.
+    wait_until(lambda: running.ask(f"/worker/{name}")[0] == 200, 60, "the page of the worker")
+    wait_until(lambda: name in running.ask("/")[1], 60, "the worker on the first page")
+    for path in ("/tasks", "/broker", "/metrics"):
         assert running.ask(path)[0] == 200, path
-    assert name in running.ask("/")[1]
 
 
 def test_workers_send_events_unless_that_is_switched_off(running: Running) -> None:
@@ -133,7 +135,7 @@ def test_a_task_is_shown_with_its_result(running: Running) -> None:
 
 def test_no_password_is_shown(running: Running) -> None:
     name = running.worker_name()
-    wait_until(lambda: running.ask(f"/worker/{name}")[0] == 200, 30, "the page of the worker")
+    wait_until(lambda: running.ask(f"/worker/{name}")[0] == 200, 60, "the page of the worker")
     asked = ["/", "/broker", "/tasks", "/metrics", f"/worker/{name}", "/api/workers?refresh=1"]
     shown = {path: running.ask(path)[1] for path in [*asked, f"/api/workers?workername={name}"]}
     assert "sentinel_kwargs" in shown["/api/workers?refresh=1"]
