@@ -54,7 +54,7 @@ def reject() -> None:
     raise Reject("not for me", requeue=False)
 
 
-@current_app.task(name="counted.hang", time_limit=1)
+@current_app.task(name="counted.hang", time_limit=3)
 def hang() -> None:
     """Exceed the time limit, after the soft one."""
     with contextlib.suppress(SoftTimeLimitExceeded):

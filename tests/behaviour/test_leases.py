@@ -152,7 +152,7 @@ def test_a_task_survives_if_redis_loses_its_data(project: InstalledProject, tmp_
             client.flushall()
         ours.wait_for("lost the lease of 1 messages, which others may run as well: probe.work", 2 * LEASE)
         # `celery doctor` warns of it.
-        answers = service.python("celery.control.broadcast('report_of_service', reply=True, timeout=2)")
+        answers = service.python("celery.control.broadcast('report_of_service', reply=True, timeout=30, limit=2)")
         reports = {name: report for answer in answers for name, report in answer.items()}
         assert {name.partition("@")[0]: report["leases_lost"] for name, report in reports.items()}["worker"] == 1
         ends_once(service, "long")
@@ -292,7 +292,7 @@ def test_replies_to_commands_need_no_acknowledgement(service: Service) -> None:
     """Nobody acknowledges replies."""
     with worker(service, "worker") as ours:
         ours.wait_ready()
-        assert service.python("celery.control.ping(timeout=2)")
+        assert service.python("celery.control.broadcast('ping', reply=True, timeout=30, limit=1)")
         assert held(service) == 0
 
 

@@ -138,12 +138,13 @@ def test_each_end_of_a_task_is_counted(service: Service, url: str) -> None:
         "counted.again.delay()",
         "counted.reject.delay()",
         "counted.hang.delay()",
-        "counted.sleep.apply_async((0.6,), shadow='another name')",
+        # The second one expires while the first one runs.
+        "[counted.sleep.apply_async((2,), shadow='another name'), counted.sleep.apply_async((0,), expires=0.5)][0]",
+        "counted.work.delay(notes, 99)",
     ):
         service.send(call)
-    service.send("counted.sleep.apply_async((0,), expires=0.5)")
-    service.send("counted.work.delay(notes, 99)")
-    found = when_it_says(url, "celery_task_succeeded_total", 1, name="counted.work")
+    for name in ("counted.sleep", "counted.again", "counted.work"):
+        found = when_it_says(url, "celery_task_succeeded_total", 1, name=name)
     once = {"received": 1, "started": 1}
     assert counts(found, name="counted.fail") == once | {"failed": 1}
     assert counts(found, name="counted.again") == {"received": 2, "started": 2, "retried": 1, "succeeded": 1}
