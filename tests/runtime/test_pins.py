@@ -32,17 +32,15 @@ def test_a_change_is_named_with_the_code_that_relies_on_it(monkeypatch: pytest.M
     monkeypatch.delattr(celery.worker.worker.WorkController, "wait_for_soft_shutdown")
     assert pins.changes() == [
         "celery.worker.worker:WorkController.wait_for_soft_shutdown is gone; see celery_service/lifecycle/shutdown",
-        "kombu.transport.redis:QoS.append has changed; see celery_service/brokers/redis/transport",
+        "kombu.transport.redis:QoS.append has changed; see celery_service/brokers/redis/qos",
     ]
 
 
 def test_overridden_methods_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from celery_service.brokers.redis import transport
+    from celery_service.brokers.redis import qos
 
-    monkeypatch.setattr(transport.QoS, "can_consume", lambda _: True, raising=False)
-    assert pins.changes() == [
-        "kombu.transport.virtual.base:QoS.can_consume is new in celery_service/brokers/redis/transport"
-    ]
+    monkeypatch.setattr(qos.QoS, "can_consume", lambda _: True, raising=False)
+    assert pins.changes() == ["kombu.transport.virtual.base:QoS.can_consume is new in celery_service/brokers/redis/qos"]
     monkeypatch.setattr(pins, "USED", {})
     assert any(each.endswith("connection._ensure_connection") for each in pins.missing())
     assert any(each.endswith("worker.wait_for_soft_shutdown") for each in pins.missing())

@@ -87,6 +87,14 @@ USED: dict[str, tuple[str, ...]] = {
         "celery.worker.loops:_quick_drain",
         "celery.worker.loops:synloop",
     ),
+    "brokers.redis.qos": (
+        "kombu.transport.redis:Channel._q_for_pri",
+        "kombu.transport.redis:Channel.conn_or_acquire",
+        "kombu.transport.redis:QoS._remove_from_indices",
+        "kombu.transport.redis:QoS.restore_by_tag",
+        "kombu.transport.redis:Channel._do_restore_message",
+        "kombu.transport.virtual.base:QoS",  # _delivered
+    ),
     "brokers.redis.transport": (
         # Kombu's event loop: it calls _brpop_start and _brpop_read, and uses _in_poll and _brpop_sent_at.
         "kombu.transport.redis:MultiChannelPoller",
@@ -96,10 +104,6 @@ USED: dict[str, tuple[str, ...]] = {
         "kombu.transport.redis:Channel.__init__",  # _expires, _queue_cycle, active_queues
         "kombu.transport.redis:Channel.conn_or_acquire",
         "kombu.transport.redis:GlobalKeyPrefixMixin",  # its parse_response
-        "kombu.transport.redis:QoS._remove_from_indices",
-        "kombu.transport.redis:QoS.restore_by_tag",
-        "kombu.transport.redis:Channel._do_restore_message",
-        "kombu.transport.virtual.base:QoS",  # _delivered
         "kombu.transport.virtual.base:Transport._deliver",
         "kombu.utils.scheduling:round_robin_cycle",
         "kombu.utils.scheduling:priority_cycle",

@@ -2,11 +2,11 @@
 
 Kombu first removes a message from its queue and then stores it as unacknowledged. The message is
 lost if the worker dies, freezes or loses its connection in between. Here Redis does both in one
-step. lease.py renews the leases of fetched messages and requeues those of dead workers.
+step. qos.py settles messages. lease.py renews the leases of fetched messages and requeues those of
+dead workers.
 """
 
 import json
-import threading
 import time
 from pathlib import Path
 from queue import Empty
@@ -14,12 +14,12 @@ from typing import Any
 
 import kombu.transport.redis
 from celery.utils.log import get_logger
-from kombu.transport import virtual
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 from redis.exceptions import ResponseError
 
 from celery_service.brokers.redis.backend import OF_CELERY
 from celery_service.brokers.redis.lease import leases
+from celery_service.brokers.redis.qos import QoS, read
 
 #: Seconds after which an idle worker checks its queues if no publisher wakes it. Publishers that
 #: use plain Kombu don't wake workers.
@@ -30,9 +30,6 @@ REFUSAL = 1.0
 #: waits for an acknowledgement before it may fetch again, the second one otherwise, so that it
 #: calls leases.tend() often enough.
 BUSY_WAIT, IDLE_WAIT = 0.02, 0.5
-#: The number of green threads that may settle messages at the same time: a channel has ten
-#: connections.
-TELLING = 4
 
 FETCH = Path(__file__).with_name("fetch.lua").read_text(encoding="utf-8")
 PUT = Path(__file__).with_name("put.lua").read_text(encoding="utf-8")
@@ -40,110 +37,6 @@ PUT = Path(__file__).with_name("put.lua").read_text(encoding="utf-8")
 logger = get_logger(__name__)
 
 _redis: Any = kombu.transport.redis
-
-
-class QoS(_redis.QoS):  # type: ignore[misc]
-    """Tracks the messages that this worker has fetched and not acknowledged."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._telling = threading.Semaphore(TELLING)
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Add a message. FETCH has already stored it as unacknowledged."""
-        if delivery_tag == self.channel.fetched:
-            self.channel.needs_ack = True
-            leases.add(delivery_tag, message)
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message."""
-        self.settle(delivery_tag, "done")
-        virtual.QoS.ack(self, delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Discard a message, or put it back at the end of its queue."""
-        self.settle(delivery_tag, "last" if requeue else "done")
-        virtual.QoS.ack(self, delivery_tag)
-
-    def restore_unacked(self) -> None:
-        """Put all messages back at the front of their queues."""
-        for tag in self._delivered:
-            self.settle(tag, "first")
-        self._delivered.clear()
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: lease.py requeues messages of other workers."""
-
-    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back into its queue. Text that Kombu can't read is put back unchanged."""
-        with self.channel.conn_or_acquire(client) as redis:
-            written = redis.hget(self.unacked_key, tag) or b""
-            text, ours, queue = written[1:-1].rpartition(b',"",')  # see FETCH
-            try:
-                if ours:
-                    _read(text)
-            except Exception:
-                with redis.pipeline() as pipe:
-                    self._remove_from_indices(tag, pipe)
-                    push = pipe.lpush if leftmost else pipe.rpush
-                    push(self.channel._q_for_pri(loads(queue), 0), text)
-                    pipe.execute()
-            else:
-                super().restore_by_tag(tag, redis, leftmost)
-
-    def keep(self, delivery_tag: str) -> None:
-        """Keep the message of a running task, although the connection is lost."""
-        virtual.QoS.ack(self, delivery_tag)
-
-    def catch_up(self) -> None:
-        """Settle messages in Redis that could not be settled before.
-
-        Raises:
-            RedisError: Redis still fails.
-        """
-        for tag, outcome in list(leases.untold.items()):
-            self._tell(tag, outcome)
-            leases.untold.pop(tag, None)
-
-    def settle(self, tag: str, outcome: str) -> None:
-        """Settle a message in Redis: now, or on the next connection if Redis fails.
-
-        `outcome` is "done", or the end of the queue that the message goes to: "first" or "last".
-        """
-        name = leases.discard(tag)
-        try:
-            with self._telling:
-                was_ours = self._tell(tag, outcome)
-            if not was_ours:
-                leases.warn_of_lost([name])
-        except Exception as error:  # any error: try again on the next connection
-            logger.warning("can't settle a message yet (%s), trying again: %s", outcome, error)
-            leases.untold[tag] = outcome
-
-    def _tell(self, tag: str, outcome: str) -> bool:
-        """Settle a message. Return False if this worker didn't hold it any more."""
-        if outcome == "done":
-            was_ours: int = self._remove_from_indices(tag).execute()[0]
-            return bool(was_ours)
-        self.restore_by_tag(tag, leftmost=outcome == "last")
-        return True
-
-
-def _read(text: bytes) -> Any:
-    """Parse a message of Kombu.
-
-    Raises:
-        Exception: The text isn't such a message. Kombu would end the worker or lose the text.
-    """
-    message = loads(text.decode("utf-8", "replace"))
-    properties = message["properties"]
-    mappings = (properties, properties.get("delivery_info", {}), message.get("headers", {}))
-    if not (isinstance(message["body"], str) and all(isinstance(each, dict) for each in mappings)):
-        raise TypeError("a part of the message is of another type")
-    return message
 
 
 class _Fetching:
@@ -158,6 +51,15 @@ class _Fetching:
     _asked: tuple[str, ...] = ()
     _found_nothing = False
     _refused_until = 0.0
+    _of_commands: Any = None
+
+    def _create_client(self: Any, asynchronous: bool = False) -> Any:
+        """Return a client. For commands, Kombu makes a new one each time, which takes longer."""
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[misc]
+        if self._of_commands is None or self._of_commands.connection_pool is not self.pool:
+            self._of_commands = super()._create_client()  # type: ignore[misc]
+        return self._of_commands
 
     def _get_pool(self: Any, *args: Any, **options: Any) -> Any:
         """Return a pool. Its connections are marked as Celery's: tracing leaves them out."""
@@ -236,7 +138,7 @@ class _Fetching:
         where = {"exchange": "", "routing_key": queue}
         own = {"delivery_tag": self.fetched, "delivery_info": where}
         try:
-            message = _read(text)
+            message = read(text)
             message["properties"] = {**own, **message["properties"], "delivery_tag": self.fetched}
             self.Message(message, channel=self)
         except Exception:  # Any exception here would end the worker.
