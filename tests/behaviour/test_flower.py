@@ -48,13 +48,16 @@ class Running:
             return error.code, error.read().decode()
 
     def worker_name(self) -> str:
-        """Wait until Flower has asked the worker about itself, and give its name."""
+        """Wait until Flower has asked the worker about itself and has a page for it, and give its name."""
 
         def names() -> list[str]:
             about = json.loads(self.ask("/api/workers?refresh=1")[1])
             return [name for name, parts in about.items() if {"stats", "conf"} <= parts.keys()]
 
         [name] = wait_until(names, 60, "the worker in Flower")
+        # Flower has the page, and the name on its first page, after the first event of the worker.
+        wait_until(lambda: self.ask(f"/worker/{name}")[0] == 200, 60, "the page of the worker")
+        wait_until(lambda: name in self.ask("/")[1], 60, "the worker on the first page")
         return str(name)
 
 
@@ -108,10 +111,7 @@ def test_nothing_is_shown_without_the_password(running: Running) -> None:
 
 def test_the_password_opens_all_pages(running: Running) -> None:
     name = running.worker_name()
-    # Flower has a page for a worker, and its name on the first page, after the first event of it.
-    wait_until(lambda: running.ask(f"/worker/{name}")[0] == 200, 60, "the page of the worker")
-    wait_until(lambda: name in running.ask("/")[1], 60, "the worker on the first page")
-    for path in ("/tasks", "/broker", "/metrics"):
+    for path in ("/", "/tasks", "/broker", "/metrics", f"/worker/{name}"):
         assert running.ask(path)[0] == 200, path
 
 
@@ -135,7 +135,6 @@ def test_a_task_is_shown_with_its_result(running: Running) -> None:
 
 def test_no_password_is_shown(running: Running) -> None:
     name = running.worker_name()
-    wait_until(lambda: running.ask(f"/worker/{name}")[0] == 200, 60, "the page of the worker")
     asked = ["/", "/broker", "/tasks", "/metrics", f"/worker/{name}", "/api/workers?refresh=1"]
     shown = {path: running.ask(path)[1] for path in [*asked, f"/api/workers?workername={name}"]}
     assert "sentinel_kwargs" in shown["/api/workers?refresh=1"]
@@ -145,6 +144,20 @@ def test_no_password_is_shown(running: Running) -> None:
     for path, text in {**shown, "its log": running.flower.text()}.items():
         for password in (SERVER, SENTINEL, FLOWER):
             assert password not in text, path
+
+
+def test_no_secret_of_a_task_is_shown_with_its_worker(running: Running) -> None:
+    name = running.worker_name()
+    send = "probe.work.apply_async((notes, 'password=hunter2'), countdown=600)"
+    task_id = running.service.send(send)
+
+    def scheduled() -> str:
+        # Flower asks for the tasks of one worker only.
+        return running.ask(f"/api/workers?refresh=1&workername={name}")[1]
+
+    shown = wait_until(lambda: task_id in (text := scheduled()) and text, 30, "the task that waits")
+    assert "hunter2" not in shown
+    running.service.python(f"celery.control.revoke({task_id!r})")
 
 
 def test_nobody_can_stop_a_worker_or_send_a_task(running: Running) -> None:

@@ -211,6 +211,7 @@ USED: dict[str, tuple[str, ...]] = {
         # What asks for the password, and by which options.
         "flower.views:BaseHandler.get_current_user",  # basic_auth
         "flower.views.monitor:Metrics.get",
+        "flower.inspector:Inspector._on_update",
     ),
     "monitoring.sentry": (
         # Its name in that module is set to the one that Sentry's integration has made.

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from celery_service.config.environment import nearest
 from celery_service.config.settings import ConfigurationError, read
+from celery_service.observability.redaction import redact
 
 PREFIX = "FLOWER_"
 
@@ -117,11 +118,18 @@ def _check_environment(environ: MutableMapping[str, str], options: Any) -> None:
 
 def _flower(settings: Settings) -> type:
     from flower.app import Flower
+    from flower.inspector import Inspector
     from flower.views.monitor import Healthcheck, Metrics
     from tornado.web import authenticated
 
+    class _Inspector(Inspector):  # type: ignore[misc]
+        """Asks workers what their pages show."""
+
+        def _on_update(self, workername: str, method: str, response: Any) -> None:
+            super()._on_update(workername, method, redact(response))
+
     class _Flower(Flower):  # type: ignore[misc]
-        """Flower, which isn't open to anybody."""
+        """Flower, which isn't open to anybody and shows no passwords of servers."""
 
         def __init__(self, **arguments: Any) -> None:
             options = arguments["options"]
@@ -132,6 +140,7 @@ def _flower(settings: Settings) -> type:
             super().__init__(**arguments)
             # The probe of a container doesn't know of FLOWER_URL_PREFIX.
             self.add_handlers(".*", [("/healthcheck", Healthcheck)])
+            self.inspector = _Inspector(self.io_loop, self.capp, options.inspect_timeout / 1000)
 
         def start_http_server(self) -> int | None:
             """Listen, and say where, in place of Flower's list of all tasks."""

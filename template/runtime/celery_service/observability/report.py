@@ -82,8 +82,7 @@ def _register(app: Celery, release: Release) -> None:
 
     panel: Any = control.Panel
     panel.register(type="inspect", name=COMMAND)(report)
-    # Celery's own answer has the transport options, and so the password of a Sentinel. Flower and
-    # `celery inspect stats` ask for it.
+    # Celery's own answer has the transport options, and so the password of a Sentinel.
     stats = panel.data["stats"]
     panel.data["stats"] = lambda state, **kwargs: redact(stats(state, **kwargs))
 
