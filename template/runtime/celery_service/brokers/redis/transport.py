@@ -55,10 +55,11 @@ class _Fetching:
 
     def _create_client(self: Any, asynchronous: bool = False) -> Any:
         """Return a client. For commands, Kombu makes a new one each time, which takes longer."""
+        create = super()._create_client  # type: ignore[misc]  # of a mixin, as below
         if asynchronous:
-            return super()._create_client(asynchronous)  # type: ignore[misc]
+            return create(asynchronous)
         if self._of_commands is None or self._of_commands.connection_pool is not self.pool:
-            self._of_commands = super()._create_client()  # type: ignore[misc]
+            self._of_commands = create()
         return self._of_commands
 
     def _get_pool(self: Any, *args: Any, **options: Any) -> Any:
