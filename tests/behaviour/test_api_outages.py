@@ -107,6 +107,11 @@ def is_back(api: Api) -> str:
     return task_id
 
 
+def once_of_three(is_in_time: Callable[[], bool]) -> bool:
+    """Repeat what was late: a busy machine is late at times, and a call that waits for a server always."""
+    return any(is_in_time() for _ in range(3))
+
+
 @pytest.mark.parametrize(
     ("broker_name", "which"),
     [("redis", "broker"), ("rabbitmq", "broker"), ("rabbitmq", "store")],
@@ -116,32 +121,29 @@ def test_a_server_is_away_at_start_frozen_and_stopped(service: Service, which: s
     server = service.broker if which == "broker" else service.redis
     store = server is service.redis
 
+    def outage(api: Api, known: str | None, bring_back: Callable[[], None]) -> bool:
+        in_time = says_away(api, known, store=store)
+        bring_back()
+        is_back(api)
+        return in_time
+
     def at_start() -> bool:
         server.stop()
         with Api(service).wait_ready() as api:
-            in_time = says_away(api, None, store=store)
-            server.start()
-            is_back(api)
+            in_time = outage(api, None, server.start)
             assert api.stop() == 0
         return in_time
 
     def while_running(api: Api, take_away: Callable[[], None], bring_back: Callable[[], None]) -> bool:
         known = is_back(api)
         take_away()
-        in_time = says_away(api, known, store=store)
-        bring_back()
-        is_back(api)
-        return in_time
+        return outage(api, known, bring_back)
 
     assert once_of_three(at_start)
     with Api(service).wait_ready() as api:
         assert once_of_three(lambda: while_running(api, server.pause, server.resume))
         assert once_of_three(lambda: while_running(api, server.stop, server.start))
-
-
-def once_of_three(is_in_time: Callable[[], bool]) -> bool:
-    """Repeat what was late: a busy machine is late at times, and a call that waits for a server always."""
-    return any(is_in_time() for _ in range(3))
+        assert api.stop() == 0
 
 
 def test_a_stream_outlives_a_restart_of_the_results(project: InstalledProject, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_replies_to_commands_need_no_acknowledgement(service: Service) -> None:
     """Nobody acknowledges replies."""
     with worker(service, "worker") as ours:
         ours.wait_ready()
-        assert service.python("celery.control.broadcast('ping', reply=True, timeout=30, limit=1)")
+        assert service.python("celery.control.inspect(timeout=30, limit=1).ping()")
         assert held(service) == 0
 
 

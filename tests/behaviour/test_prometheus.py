@@ -138,11 +138,13 @@ def test_each_end_of_a_task_is_counted(service: Service, url: str) -> None:
         "counted.again.delay()",
         "counted.reject.delay()",
         "counted.hang.delay()",
-        # The second one expires while the first one runs.
-        "[counted.sleep.apply_async((2,), shadow='another name'), counted.sleep.apply_async((0,), expires=0.5)][0]",
-        "counted.work.delay(notes, 99)",
     ):
         service.send(call)
+    # The second one expires while the first one runs.
+    service.python(
+        "counted.sleep.apply_async((2,), shadow='another name')\ncounted.sleep.apply_async((0,), expires=0.5).id"
+    )
+    service.send("counted.work.delay(notes, 99)")
     for name in ("counted.sleep", "counted.again", "counted.work"):
         found = when_it_says(url, "celery_task_succeeded_total", 1, name=name)
     once = {"received": 1, "started": 1}

@@ -27,8 +27,7 @@ def test_a_task_sent_from_plain_python_runs_on_a_worker(service: Service, worker
 
 
 def test_a_worker_answers_a_ping(service: Service) -> None:
-    answers = service.python("celery.control.broadcast('ping', reply=True, timeout=30, limit=1)")
-    assert [list(answer.values()) for answer in answers] == [[{"ok": "pong"}]]
+    assert service.python("list(celery.control.inspect(timeout=30, limit=1).ping().values())") == [{"ok": "pong"}]
 
 
 def test_a_killed_child_loses_nothing(service: Service, worker: Worker) -> None:

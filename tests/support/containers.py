@@ -105,8 +105,8 @@ class Stack:
             self.wait_until(lambda: set(lines) <= set(self.lines()), seconds, f"{lines} in the notes of {self.name}")
         except TimeoutError as error:
             # CI shows the message only, and the worker's log says what became of the tasks.
-            noted, logged = (lines[-30:] for lines in (self.lines(), self.logs("celery").splitlines()))
-            error.add_note("\n".join(["Noted:", *noted, "Logged:", *logged]))
+            logged = self.logs("celery").splitlines()
+            error.add_note("\n".join(["Noted:", *self.lines()[-30:], "Logged:", *logged[-30:]]))
             raise
 
     def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
